@@ -1,0 +1,154 @@
+"""Every setting in one list: attribute, environment variable, default and help together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+# Distances from MILLRACE_PORT_BASE. Two instances on one machine differ by their base alone.
+PORT_API = 0
+PORT_GATEWAY = 1
+PORT_SUPERVISOR = 2
+PORT_POSTGRES = 32
+PORT_REDIS = 79
+PORT_REGISTRY = 81
+PORT_MQTT = 83
+PORT_PROMETHEUS = 90
+PORT_GRAFANA = 91
+PORT_KAFKA = 92
+PORT_KAFKA_CONTROLLER = 93
+PORT_METRICS_FIRST = 100
+"""Each supervised process serves /metrics and /health on its own port from here upwards."""
+
+
+class SettingError(ValueError):
+    """A setting that cannot be used; the message names variable, value and remedy."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting: its environment variable, its default (may derive from others) and its help."""
+
+    variable: str
+    default: Callable[[Settings], str]
+    help: str
+
+
+def _loopback(offset: int) -> Callable[[Settings], str]:
+    return lambda s: f"127.0.0.1:{s.port(offset)}"
+
+
+SETTINGS: dict[str, Setting] = {
+    "home": Setting("MILLRACE_HOME", lambda s: ".millrace", "State folder of this instance."),
+    "port_base": Setting("MILLRACE_PORT_BASE", lambda s: "19000", "First of the 200 ports this instance uses."),
+    "services": Setting(
+        "MILLRACE_SERVICES",
+        lambda s: "auto",
+        "How `millrace up` runs broker and databases: docker, native, or auto (docker where a daemon answers).",
+    ),
+    "kafka_bootstrap_servers": Setting(
+        "KAFKA_BOOTSTRAP_SERVERS", _loopback(PORT_KAFKA), "Broker addresses, host:port, comma separated."
+    ),
+    "schema_registry_url": Setting(
+        "SCHEMA_REGISTRY_URL", lambda s: "http://" + _loopback(PORT_REGISTRY)(s), "Confluent-compatible registry."
+    ),
+    "database_url": Setting(
+        "DATABASE_URL",
+        lambda s: f"postgresql://millrace:{s.secret('postgres')}@{_loopback(PORT_POSTGRES)(s)}/millrace",
+        "Postgres with PostGIS; the owner's role.",
+    ),
+    "redis_url": Setting("REDIS_URL", lambda s: f"redis://{_loopback(PORT_REDIS)(s)}/0", "Redis."),
+    "mqtt_url": Setting("MQTT_URL", lambda s: f"mqtt://{_loopback(PORT_MQTT)(s)}", "MQTT broker."),
+    "api_url": Setting("API_URL", lambda s: "http://" + _loopback(PORT_API)(s), "Where the query API listens."),
+    "gateway_url": Setting(
+        "GATEWAY_URL", lambda s: "http://" + _loopback(PORT_GATEWAY)(s), "Where the HTTP gateway listens."
+    ),
+    "object_store": Setting(
+        "MILLRACE_OBJECT_STORE", lambda s: str(s.home_path / "objects"), "Folder of the content-addressed store."
+    ),
+    "log_level": Setting("MILLRACE_LOG_LEVEL", lambda s: "INFO", "Least severity that is logged."),
+    "checkpoint_interval_ms": Setting(
+        "MILLRACE_CHECKPOINT_INTERVAL_MS", lambda s: "500", "How often a busy processor checkpoints its state."
+    ),
+    "batch_records": Setting("MILLRACE_BATCH_RECORDS", lambda s: "4096", "Most records in one batch."),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one instance, read from an environment.
+
+    Attributes are the names in `SETTINGS`; text unless a property below gives another form.
+    """
+
+    environ: Mapping[str, str]
+
+    @classmethod
+    def load(cls) -> Settings:
+        """The settings of this process."""
+        return cls(dict(os.environ))
+
+    def text(self, name: str) -> str:
+        """The value of the setting `name`: its variable if set and not empty, otherwise its default."""
+        setting = SETTINGS[name]
+        return self.environ.get(setting.variable) or setting.default(self)
+
+    def number(self, name: str) -> int:
+        """As `text`, for a whole number; raises `SettingError` otherwise."""
+        value = self.text(name)
+        try:
+            return int(value)
+        except ValueError:
+            raise SettingError(
+                f"{SETTINGS[name].variable}={value!r} is not a whole number; unset it or set for example "
+                f"{SETTINGS[name].variable}={SETTINGS[name].default(self)}"
+            ) from None
+
+    @cached_property
+    def home_path(self) -> Path:
+        """The state folder, absolute."""
+        return Path(self.text("home")).absolute()
+
+    def port(self, offset: int) -> int:
+        """The port at `offset` from this instance's base."""
+        return self.number("port_base") + offset
+
+    def secret(self, name: str) -> str:
+        """A secret that `millrace up` generated into `<home>/secrets/<name>`; empty where there is none yet."""
+        path = self.home_path / "secrets" / name
+        return path.read_text().strip() if path.exists() else ""
+
+    @property
+    def kafka_bootstrap_servers(self) -> str:
+        return self.text("kafka_bootstrap_servers")
+
+    @property
+    def schema_registry_url(self) -> str:
+        return self.text("schema_registry_url")
+
+    @property
+    def database_url(self) -> str:
+        return self.text("database_url")
+
+    @property
+    def redis_url(self) -> str:
+        return self.text("redis_url")
+
+    @property
+    def mqtt_url(self) -> str:
+        return self.text("mqtt_url")
+
+    @property
+    def api_url(self) -> str:
+        return self.text("api_url")
+
+    @property
+    def gateway_url(self) -> str:
+        return self.text("gateway_url")
+
+    @property
+    def object_store(self) -> Path:
+        return Path(self.text("object_store"))

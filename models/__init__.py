@@ -1,0 +1,1 @@
+"""Machine learning: train, evaluate, registry, serve."""

@@ -1,0 +1,1 @@
+"""Sinks: one batch to one database transaction."""

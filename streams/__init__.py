@@ -1,0 +1,1 @@
+"""Processors: pure decisions and the runtime that feeds them batches."""
