@@ -43,7 +43,9 @@ def _loopback(offset: int) -> Callable[[Settings], str]:
 
 SETTINGS: dict[str, Setting] = {
     "home": Setting("MILLRACE_HOME", lambda s: ".millrace", "State folder of this instance."),
-    "port_base": Setting("MILLRACE_PORT_BASE", lambda s: "19000", "First of the 200 ports this instance uses."),
+    "port_base": Setting(
+        "MILLRACE_PORT_BASE", lambda s: "19000", "First of the 200 ports this instance uses."
+    ),
     "services": Setting(
         "MILLRACE_SERVICES",
         lambda s: "auto",
@@ -53,7 +55,9 @@ SETTINGS: dict[str, Setting] = {
         "KAFKA_BOOTSTRAP_SERVERS", _loopback(PORT_KAFKA), "Broker addresses, host:port, comma separated."
     ),
     "schema_registry_url": Setting(
-        "SCHEMA_REGISTRY_URL", lambda s: "http://" + _loopback(PORT_REGISTRY)(s), "Confluent-compatible registry."
+        "SCHEMA_REGISTRY_URL",
+        lambda s: "http://" + _loopback(PORT_REGISTRY)(s),
+        "Confluent-compatible registry.",
     ),
     "database_url": Setting(
         "DATABASE_URL",
@@ -62,16 +66,22 @@ SETTINGS: dict[str, Setting] = {
     ),
     "redis_url": Setting("REDIS_URL", lambda s: f"redis://{_loopback(PORT_REDIS)(s)}/0", "Redis."),
     "mqtt_url": Setting("MQTT_URL", lambda s: f"mqtt://{_loopback(PORT_MQTT)(s)}", "MQTT broker."),
-    "api_url": Setting("API_URL", lambda s: "http://" + _loopback(PORT_API)(s), "Where the query API listens."),
+    "api_url": Setting(
+        "API_URL", lambda s: "http://" + _loopback(PORT_API)(s), "Where the query API listens."
+    ),
     "gateway_url": Setting(
         "GATEWAY_URL", lambda s: "http://" + _loopback(PORT_GATEWAY)(s), "Where the HTTP gateway listens."
     ),
     "object_store": Setting(
-        "MILLRACE_OBJECT_STORE", lambda s: str(s.home_path / "objects"), "Folder of the content-addressed store."
+        "MILLRACE_OBJECT_STORE",
+        lambda s: str(s.home_path / "objects"),
+        "Folder of the content-addressed store.",
     ),
     "log_level": Setting("MILLRACE_LOG_LEVEL", lambda s: "INFO", "Least severity that is logged."),
     "checkpoint_interval_ms": Setting(
-        "MILLRACE_CHECKPOINT_INTERVAL_MS", lambda s: "500", "How often a busy processor checkpoints its state."
+        "MILLRACE_CHECKPOINT_INTERVAL_MS",
+        lambda s: "500",
+        "How often a busy processor checkpoints its state.",
     ),
     "batch_records": Setting("MILLRACE_BATCH_RECORDS", lambda s: "4096", "Most records in one batch."),
 }

@@ -1,0 +1,307 @@
+"""What a pipeline is made of: frozen declarations, checked when they are imported.
+
+Topics, schemas, consumer groups, metric labels, sink tables, the README's pipeline table and the
+contract tests all come from these values, so that nothing about a pipeline is written twice.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+SCHEMAS_FOLDER = Path(__file__).parent
+KEBAB = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+SNAKE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+
+DAY_MS = 24 * 60 * 60 * 1000
+
+
+class DeclarationError(ValueError):
+    """A declaration that cannot work. Raised at import; names the field, the value and the remedy."""
+
+
+def _require(holds: bool, owner: str, name: str, value: object, remedy: str) -> None:
+    if not holds:
+        raise DeclarationError(f"{owner}: {name}={value!r} cannot be used; {remedy}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topic:
+    """A topic, typed by `schemas/<domain>/<name>.avsc`.
+
+    `key` names the value's field whose text, UTF-8 encoded, is the record's key. `event_id` and
+    `event_time` (a timestamp-millis or -micros) name the producer's own id and the event time.
+    """
+
+    domain: str
+    name: str
+    key: str
+    owner: str
+    about: str
+    event_id: str = "event_id"
+    event_time: str = "occurred_at"
+    partitions: int = 12
+    retention_ms: int = 30 * DAY_MS
+
+    def __post_init__(self) -> None:
+        _require(
+            bool(KEBAB.fullmatch(self.name)),
+            "Topic",
+            "name",
+            self.name,
+            "use kebab-case without dots, as card-transactions",
+        )
+        _require(self.partitions >= 1, f"Topic {self.name}", "partitions", self.partitions, "use 1 or more")
+        _require(
+            self.retention_ms == -1 or self.retention_ms >= DAY_MS,
+            f"Topic {self.name}",
+            "retention_ms",
+            self.retention_ms,
+            "use at least a day in milliseconds, or -1 for ever",
+        )
+        _require(
+            self.schema_path.exists(),
+            f"Topic {self.name}",
+            "name",
+            self.name,
+            f"write its schema, {self.schema_path.name}",
+        )
+        for role in ("key", "event_id", "event_time"):
+            _require(
+                getattr(self, role) in self.fields,
+                f"Topic {self.name}",
+                role,
+                getattr(self, role),
+                f"name one of the schema's fields: {', '.join(self.fields)}",
+            )
+        _require(
+            "tenant" in self.fields,
+            f"Topic {self.name}",
+            "schema",
+            self.name,
+            "give the schema a field `tenant`",
+        )
+        _require(
+            self.fields[self.event_time].get("logicalType") in ("timestamp-millis", "timestamp-micros")
+            if isinstance(self.fields[self.event_time], dict)
+            else False,
+            f"Topic {self.name}",
+            "event_time",
+            self.event_time,
+            "make it a long with logicalType timestamp-millis or timestamp-micros",
+        )
+
+    @property
+    def schema_path(self) -> Path:
+        return SCHEMAS_FOLDER / self.domain / f"{self.name}.avsc"
+
+    @cached_property
+    def schema(self) -> dict[str, Any]:
+        """The Avro schema as parsed JSON."""
+        parsed: dict[str, Any] = json.loads(self.schema_path.read_text())
+        return parsed
+
+    @cached_property
+    def fields(self) -> dict[str, Any]:
+        """The record's fields: name to Avro type."""
+        return {f["name"]: f["type"] for f in self.schema["fields"]}
+
+    @property
+    def event_time_unit_per_ms(self) -> int:
+        """How many units of the event time make a millisecond: 1 or 1000."""
+        return 1000 if self.fields[self.event_time]["logicalType"] == "timestamp-micros" else 1
+
+    @property
+    def subject(self) -> str:
+        """The registry's subject of this topic's values (topic name strategy)."""
+        return f"{self.name}-value"
+
+    @property
+    def dlq(self) -> str:
+        """The topic that mirrors this topic's dead letters for other tools."""
+        return f"{self.name}-dlq"
+
+
+class Merge(Enum):
+    """What a table does with a row whose key it has already."""
+
+    FIRST_WINS = "first wins"
+    NEWEST = "newest event time wins"
+    HIGHEST_VERSION = "highest version wins"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A sink table: fed by exactly one topic, with a unique key and a rule for a key that comes again.
+
+    `columns` is the order in which `sinks/<domain>.py` gives a row's values; the writer itself adds
+    `source_partition` and `source_offset`, which every sink table has. `order_by` names the column
+    that decides NEWEST or HIGHEST_VERSION. `time` names the column by which the table is partitioned
+    (a hypertable where TimescaleDB is available); it then must be part of the key.
+    """
+
+    name: str
+    topic: Topic
+    key: tuple[str, ...]
+    columns: tuple[str, ...]
+    merge: Merge = Merge.FIRST_WINS
+    order_by: str | None = None
+    time: str | None = None
+
+    def __post_init__(self) -> None:
+        owner = f"Table {self.name}"
+        _require(bool(SNAKE.fullmatch(self.name)), owner, "name", self.name, "use snake_case")
+        for column in (
+            *self.key,
+            *((self.order_by,) if self.order_by else ()),
+            *((self.time,) if self.time else ()),
+        ):
+            _require(column in self.columns, owner, "columns", self.columns, f"add {column}")
+        _require(
+            (self.order_by is None) == (self.merge is Merge.FIRST_WINS),
+            owner,
+            "order_by",
+            self.order_by,
+            "name the deciding column exactly when merge is NEWEST or HIGHEST_VERSION",
+        )
+        _require(
+            self.time is None or self.time in self.key,
+            owner,
+            "key",
+            self.key,
+            f"add {self.time}: a partitioned table's unique key must contain its time",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processor:
+    """A processor: topics in, topics out. One that keeps state reads exactly one topic.
+
+    (Two inputs are merged only through a topic, whose order is then the truth.)
+    `code_version` rises whenever the same input would give other outputs.
+    """
+
+    name: str
+    sources: tuple[Topic, ...]
+    outputs: tuple[Topic, ...]
+    stateful: bool
+    code_version: int = 1
+
+    def __post_init__(self) -> None:
+        owner = f"Processor {self.name}"
+        _require(bool(KEBAB.fullmatch(self.name)), owner, "name", self.name, "use kebab-case")
+        _require(bool(self.sources), owner, "sources", self.sources, "name at least one topic")
+        _require(
+            not self.stateful or len(self.sources) == 1,
+            owner,
+            "sources",
+            [t.name for t in self.sources],
+            "merge them into one topic first: state folded from two topics depends on their interleaving",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Where the distinct input event ids of `topic` are found again in the sink, for reconciling."""
+
+    topic: Topic
+    table: str
+    column: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """A domain's whole way: connectors write `inputs`, processors turn them into results, sinks store `tables`.
+
+    `decisions` is the topic (and its field) that holds the processor's answer to each input event.
+    """
+
+    name: str
+    about: str
+    inputs: tuple[Topic, ...]
+    processors: tuple[Processor, ...]
+    tables: tuple[Table, ...]
+    evidence: tuple[Evidence, ...]
+
+    def __post_init__(self) -> None:
+        owner = f"Pipeline {self.name}"
+        _require(bool(SNAKE.fullmatch(self.name)), owner, "name", self.name, "use one lower-case word")
+        _require(bool(self.inputs), owner, "inputs", self.inputs, "name the topics that connectors write")
+        _require(bool(self.tables), owner, "tables", self.tables, "declare at least one sink table")
+        known = {t.name for t in self.topics}
+        for table in self.tables:
+            _require(
+                table.topic.name in known,
+                owner,
+                "tables",
+                table.name,
+                f"one processor must write {table.topic.name}",
+            )
+        tables = {t.name: t for t in self.tables}
+        for e in self.evidence:
+            _require(
+                e.table in tables and e.column in tables[e.table].columns,
+                owner,
+                "evidence",
+                f"{e.table}.{e.column}",
+                "name a declared table and one of its columns",
+            )
+        _require(
+            {e.topic.name for e in self.evidence} >= {t.name for t in self.inputs},
+            owner,
+            "evidence",
+            [e.topic.name for e in self.evidence],
+            "say for each input topic where its event ids are found in the sink",
+        )
+
+    @cached_property
+    def topics(self) -> tuple[Topic, ...]:
+        """Every topic of the pipeline, inputs first, each once."""
+        seen: dict[str, Topic] = {t.name: t for t in self.inputs}
+        for p in self.processors:
+            for t in (*p.sources, *p.outputs):
+                seen.setdefault(t.name, t)
+        return tuple(seen.values())
+
+    @cached_property
+    def sink_topics(self) -> tuple[Topic, ...]:
+        """The topics that feed tables, each once."""
+        return tuple({t.topic.name: t.topic for t in self.tables}.values())
+
+    @property
+    def sink_name(self) -> str:
+        return f"{self.name}-sink"
+
+
+@dataclass(frozen=True)
+class Pipelines:
+    """All declared pipelines, by name; names of topics, processors and tables are unique among them."""
+
+    by_name: dict[str, Pipeline] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, *pipelines: Pipeline) -> Pipelines:
+        for kind, names in (
+            ("pipeline", [p.name for p in pipelines]),
+            ("topic", [t.name for p in pipelines for t in p.topics]),
+            ("processor", [x.name for p in pipelines for x in p.processors]),
+            ("table", [t.name for p in pipelines for t in p.tables]),
+        ):
+            twice = sorted({n for n in names if names.count(n) > 1})
+            if twice:
+                raise DeclarationError(f"{kind} {twice[0]!r} is declared twice; rename one of them")
+        return cls({p.name: p for p in pipelines})
+
+    def __iter__(self) -> Any:
+        return iter(self.by_name.values())
+
+    def __getitem__(self, name: str) -> Pipeline:
+        try:
+            return self.by_name[name]
+        except KeyError:
+            raise DeclarationError(f"no pipeline {name!r}; there are: {', '.join(self.by_name)}") from None

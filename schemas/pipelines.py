@@ -1,0 +1,7 @@
+"""The pipelines of this installation. A new one is a folder beside this file and a name here."""
+
+from __future__ import annotations
+
+from schemas.declare import Pipelines
+
+PIPELINES = Pipelines.of()

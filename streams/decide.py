@@ -1,0 +1,167 @@
+"""What a domain writes: a pure decision over a batch, and the values it may answer with.
+
+A `Logic` is the whole of a domain's processor. It reads no clock and does no I/O: all it knows is its
+state, the records in log order, and the versions (rules, fences, models) that are in force for them.
+The runtime in `streams/runtime.py` feeds it, produces what it emits and commits its state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+import msgspec
+
+from schemas.declare import Topic
+
+Event = dict[str, Any]
+"""A decoded value: timestamps are integers in the schema's unit (UTC), never datetimes."""
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True, frozen=True)
+class Record:
+    """One decoded record with its place in the log. `append_ms` is the broker's append time, UTC."""
+
+    topic: str
+    partition: int
+    offset: int
+    append_ms: int
+    event: Event
+
+
+@dataclass(slots=True)
+class Outcomes:
+    """What a batch came to. Every record either has its answer emitted, is a duplicate, or is a dead letter."""
+
+    emitted: list[tuple[Topic, Event]] = field(default_factory=list)
+    dead: list[tuple[Record, str, str, str]] = field(default_factory=list)
+    duplicates_total: int = 0
+
+    def emit(self, topic: Topic, event: Event) -> None:
+        """Answer with an event. Its key and id are the fields that the topic declares."""
+        self.emitted.append((topic, event))
+
+    def dead_letter(self, record: Record, field_name: str, reason: str, error_class: str = "invalid") -> None:
+        """Refuse a record: it takes no effect, and `reason` (one sentence with the remedy) says why."""
+        self.dead.append((record, error_class, field_name, reason))
+
+    def duplicate(self) -> None:
+        """Count a record whose event id was applied before; the caller may emit its stored answer again."""
+        self.duplicates_total += 1
+
+
+class State(Protocol):
+    """The state of one partition. Deltas and snapshot chunks are self-contained: `load` takes either."""
+
+    def delta(self) -> bytes | None:
+        """What has changed since the last call, or None. Called only after a batch has fully succeeded."""
+        ...
+
+    def snapshot(self) -> Iterator[bytes]:
+        """The whole state in chunks of at most a few MB."""
+        ...
+
+    def load(self, chunk: bytes) -> None:
+        """Apply one chunk of a snapshot, or one delta, in the order in which they were written."""
+        ...
+
+
+class NoState:
+    """The state of a processor that keeps none."""
+
+    def delta(self) -> bytes | None:
+        return None
+
+    def snapshot(self) -> Iterator[bytes]:
+        return iter(())
+
+    def load(self, chunk: bytes) -> None:
+        raise ValueError(
+            "a processor without state was given some; its checkpoint belongs to another processor"
+        )
+
+
+class KeyedState(Generic[T]):
+    """State per key, MessagePack-encoded (`T` is a msgspec type). `put` after every change of a value.
+
+    A changed value is written whole into the next delta; keep values small, or write a State of your own.
+    """
+
+    def __init__(self, value_type: type[T], chunk_keys: int = 5_000) -> None:
+        self._values: dict[str, T] = {}
+        self._changed: set[str] = set()
+        self._chunk_keys = chunk_keys
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(dict[str, value_type | None])  # type: ignore[valid-type]
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def get(self, key: str) -> T | None:
+        return self._values.get(key)
+
+    def put(self, key: str, value: T) -> None:
+        self._values[key] = value
+        self._changed.add(key)
+
+    def delete(self, key: str) -> None:
+        if self._values.pop(key, None) is not None:
+            self._changed.add(key)
+
+    def items(self) -> Iterator[tuple[str, T]]:
+        return iter(self._values.items())
+
+    def delta(self) -> bytes | None:
+        if not self._changed:
+            return None
+        # Sorted: the same batch must give the same bytes whatever the hash seed.
+        out = {key: self._values.get(key) for key in sorted(self._changed)}
+        self._changed.clear()
+        return self._encoder.encode(out)
+
+    def snapshot(self) -> Iterator[bytes]:
+        keys = sorted(self._values)
+        for start in range(0, len(keys), self._chunk_keys):
+            yield self._encoder.encode({k: self._values[k] for k in keys[start : start + self._chunk_keys]})
+
+    def load(self, chunk: bytes) -> None:
+        for key, value in self._decoder.decode(chunk).items():
+            if value is None:
+                self._values.pop(key, None)
+            else:
+                self._values[key] = value
+
+
+Versions = Mapping[str, Any]
+"""What is in force, by kind ('rules', 'fences', 'model', ...): the values that `Logic.load_version` made."""
+
+S = TypeVar("S", bound=State)
+
+
+class Logic(Protocol[S]):
+    """A domain's decision. One instance per process; state per partition."""
+
+    version_kinds: Sequence[str]
+    """Kinds of versioned configuration that change decisions; empty where nothing does."""
+
+    def new_state(self) -> S:
+        """An empty state of one partition."""
+        ...
+
+    def load_version(self, kind: str, version: int, body: Any) -> Any:
+        """Make a version usable (compile rules, read a model); may do I/O; called once per version."""
+        ...
+
+    def decide(self, state: S, records: Sequence[Record], versions: Versions, out: Outcomes) -> None:
+        """Fold records, in log order, into the state and answer each. Pure; an exception is a defect.
+
+        The answer may not depend on how the log was cut into batches. All records come from one
+        partition of one topic, and one set of versions is in force for all of them.
+        """
+        ...
+
+
+LogicFactory = Callable[[], Logic[Any]]
