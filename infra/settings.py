@@ -49,7 +49,7 @@ SETTINGS: dict[str, Setting] = {
     "services": Setting(
         "MILLRACE_SERVICES",
         lambda s: "auto",
-        "How `millrace up` runs broker and databases: docker, native, or auto (docker where a daemon answers).",
+        "How services run: docker, native, or auto (docker where a daemon answers).",
     ),
     "kafka_bootstrap_servers": Setting(
         "KAFKA_BOOTSTRAP_SERVERS", _loopback(PORT_KAFKA), "Broker addresses, host:port, comma separated."
@@ -127,7 +127,7 @@ class Settings:
         return self.number("port_base") + offset
 
     def secret(self, name: str) -> str:
-        """A secret that `millrace up` generated into `<home>/secrets/<name>`; empty where there is none yet."""
+        """A secret that `millrace up` generated into `<home>/secrets/<name>`; empty before."""
         path = self.home_path / "secrets" / name
         return path.read_text().strip() if path.exists() else ""
 

@@ -216,10 +216,7 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """A domain's whole way: connectors write `inputs`, processors turn them into results, sinks store `tables`.
-
-    `decisions` is the topic (and its field) that holds the processor's answer to each input event.
-    """
+    """A domain's whole way: connectors write `inputs`, processors answer, sinks store `tables`."""
 
     name: str
     about: str

@@ -34,7 +34,7 @@ class Record:
 
 @dataclass(slots=True)
 class Outcomes:
-    """What a batch came to. Every record either has its answer emitted, is a duplicate, or is a dead letter."""
+    """What a batch came to: each record has its answer emitted, is a duplicate, or is a dead letter."""
 
     emitted: list[tuple[Topic, Event]] = field(default_factory=list)
     dead: list[tuple[Record, str, str, str]] = field(default_factory=list)
