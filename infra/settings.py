@@ -51,6 +51,16 @@ SETTINGS: dict[str, Setting] = {
         lambda s: "auto",
         "How services run: docker, native, or auto (docker where a daemon answers).",
     ),
+    "cache": Setting(
+        "MILLRACE_CACHE",
+        lambda s: str(Path(__file__).parents[1] / ".millrace" / "cache"),
+        "Folder of what `make setup` resolved; shared by all instances of a checkout.",
+    ),
+    "kafka_jvm": Setting(
+        "MILLRACE_KAFKA_JVM",
+        lambda s: "-Xms256m -Xmx768m -XX:+UseG1GC -XX:MaxGCPauseMillis=20",
+        "JVM options of the native broker: heap and collector.",
+    ),
     "kafka_bootstrap_servers": Setting(
         "KAFKA_BOOTSTRAP_SERVERS", _loopback(PORT_KAFKA), "Broker addresses, host:port, comma separated."
     ),
