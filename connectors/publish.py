@@ -111,6 +111,8 @@ class Publisher:
             "linger.ms": 2,
             "queue.buffering.max.messages": QUEUED_RECORDS,
             "error_cb": self._on_error,
+            # librdkafka would write its own lines to stderr, which are not JSON.
+            "logger": logging.getLogger("librdkafka"),
             **overrides,
         }
         self._producer = producer(bootstrap_servers, **config)
