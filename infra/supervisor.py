@@ -318,6 +318,7 @@ class Supervisor:
             known = before.get(spec.name)
             state = ProcessState(role=spec.role, pipeline=spec.pipeline, port=spec.port)
             child = self._children[spec.name] = _Child(spec, state)
+            self._enter(child, State.WAITING)
             if spec.name not in found:
                 continue
             child.process = process = found.pop(spec.name)
