@@ -60,7 +60,7 @@ class Postgres(Component):
 
     def prepare(self) -> None:
         password = ensure_secret(self.settings, "postgres")
-        binaries = self._binaries()
+        binaries = self.binaries()
         if not (self.cluster / "PG_VERSION").exists():
             self._initialise(binaries, password)
 
@@ -83,7 +83,7 @@ class Postgres(Component):
             "lc_messages": "C",
         }
         settings = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
-        return [str(self._binaries() / "postgres"), "-D", str(self.cluster), *settings]
+        return [str(self.binaries() / "postgres"), "-D", str(self.cluster), *settings]
 
     def probe(self) -> str:
         return probe.postgres(self._url(ROLE))
@@ -129,7 +129,7 @@ class Postgres(Component):
             ["test", "-x", str(folder)], cwd="/", user=account.pw_uid, group=account.pw_gid, extra_groups=[]
         ).returncode
 
-    def _binaries(self) -> Path:
+    def binaries(self) -> Path:
         """The programs of an existing cluster's version, otherwise of the newest that has PostGIS."""
         version_file = self.cluster / "PG_VERSION"
         if version_file.exists():
