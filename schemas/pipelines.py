@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from schemas import fraud
 from schemas.declare import Pipelines
 
-PIPELINES = Pipelines.of()
+PIPELINES = Pipelines.of(fraud.PIPELINE)
