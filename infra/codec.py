@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import fastavro
-import httpx
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 from confluent_kafka.schema_registry.error import SchemaRegistryError
+from fastavro.schema import SchemaParseException
 
 from schemas.declare import Topic
 
@@ -81,6 +81,10 @@ class Codec:
         self._writers: dict[tuple[str, int], Any] = {}
         self._refused: dict[tuple[str, int], tuple[float, str]] = {}
 
+    def close(self) -> None:
+        """Close the connection to the registry."""
+        self._client.__exit__()
+
     def register(self, topic: Topic) -> int:
         """Register the topic's schema under its subject; returns the id. SchemaRegistryError if refused."""
         schema_id: int = self._client.register_schema(
@@ -99,7 +103,7 @@ class Codec:
         try:
             fastavro.schemaless_writer(out, self._reader(topic), event, strict_allow_default=True)
         except Exception as error:
-            raise Unencodable(_explain(topic, event, error)) from error
+            raise Unencodable(_explain(topic, self._reader(topic), event, error)) from error
         return out.getvalue()
 
     def decode(self, topic: Topic, data: bytes | None) -> Decoded:
@@ -146,8 +150,8 @@ class Codec:
             raise Unregistered(
                 f"the schema of {topic.name} is not registered under {topic.subject}; run `millrace up`"
             ) from error
-        except (OSError, httpx.TransportError) as error:
-            raise RegistryUnavailable(str(error)) from error
+        except Exception as error:  # no answer, or one that is no registry's, as a proxy's page
+            raise RegistryUnavailable(f"{type(error).__name__}: {error}") from error
         schema_id = int(found.schema_id)
         self._writer_ids[topic.name] = schema_id
         return schema_id
@@ -165,8 +169,8 @@ class Codec:
                     topic, schema_id, f"schema {schema_id} is not registered; register it before producing"
                 )
             raise RegistryUnavailable(str(error)) from error
-        except (OSError, httpx.TransportError) as error:
-            raise RegistryUnavailable(str(error)) from error
+        except Exception as error:  # no answer, or one that is no registry's, as a proxy's page
+            raise RegistryUnavailable(f"{type(error).__name__}: {error}") from error
         schema = json.loads(text)
         name = full_name(schema) if isinstance(schema, dict) and "name" in schema else str(schema)
         if name != full_name(topic.schema):
@@ -185,7 +189,7 @@ class Codec:
         raise Undecodable(reason, schema_id)
 
 
-def _explain(topic: Topic, event: Event, error: Exception) -> str:
+def _explain(topic: Topic, schema: Any, event: Event, error: Exception) -> str:
     known = topic.fields
     unknown = sorted(set(event) - set(known))
     if unknown:
@@ -194,4 +198,12 @@ def _explain(topic: Topic, event: Event, error: Exception) -> str:
     missing = [name for name in known if name not in event and name not in defaults]
     if missing:
         return f"{topic.name}: field {missing[0]!r} is missing; give it a value"
+    for field in schema["fields"]:
+        one = {"type": "record", "name": "one", "fields": [field]}
+        try:
+            fastavro.schemaless_writer(io.BytesIO(), one, event)
+        except SchemaParseException:
+            continue  # of a type that an earlier field defines
+        except Exception as reason:
+            return f"{topic.name}: field {field['name']!r} cannot be written ({reason})"
     return f"{topic.name}: {error}"
