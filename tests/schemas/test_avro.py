@@ -12,7 +12,7 @@ from fastavro.schema import UnknownType
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from schemas.avro import Schema, SchemaError, accepts, load, normalized, parse
+from schemas.avro import MOST_LEVELS, Schema, SchemaError, accepts, load, normalized, parse
 from schemas.compatibility import check
 from schemas.declare import SCHEMAS_FOLDER
 from tests.schemas.avro_pairs import schema
@@ -137,11 +137,45 @@ def test_defaults(kind: Any, value: Any, fits: bool) -> None:
     assert accepts(parse(kind), value) is fits
 
 
+def test_depth_is_bounded() -> None:
+    """A schema at the limit of nesting can be parsed, written and compared; one beyond it is refused."""
+
+    def nested(levels: int) -> Any:
+        kind: Any = "int"
+        for level in range(levels // 2):
+            kind = {"type": "record", "name": f"R{level}", "fields": [{"name": "f", "type": ["null", kind]}]}
+        return kind
+
+    deep = parse(nested(MOST_LEVELS - 1))
+    assert check(deep, parse(load(normalized(deep)))) == []
+    with pytest.raises(SchemaError, match="nested more than 100 levels"):
+        parse(nested(MOST_LEVELS + 2))
+
+
+def test_recursion_in_step_and_out_of_step() -> None:
+    """Recursive schemas of different periods are compared to the end, absurd ones refused with a sentence."""
+
+    def ring(length: int) -> Any:
+        kind: Any = "top.R"
+        for level in range(length - 1):
+            kind = {
+                "type": "record",
+                "name": f"n{level}.R",
+                "fields": [{"name": "next", "type": ["null", kind]}],
+            }
+        return {"type": "record", "name": "top.R", "fields": [{"name": "next", "type": ["null", kind]}]}
+
+    assert check(ring(3), ring(4)) == []
+    with pytest.raises(SchemaError, match="too many combinations"):
+        check(ring(37), ring(41))
+
+
 def test_own_schemas_are_valid() -> None:
     """Every schema in the repository parses here as it does in fastavro, and is compatible with itself."""
     paths = sorted(SCHEMAS_FOLDER.rglob("*.avsc"))
     assert paths
     for path in paths:
         node = parse(load(path.read_text()))
-        assert fastavro.parse_schema(json.loads(path.read_text()))["name"] == node.name
+        theirs: Any = fastavro.parse_schema(json.loads(path.read_text()))
+        assert theirs["name"] == node.name
         assert check(node, node) == []
