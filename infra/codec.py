@@ -150,8 +150,8 @@ class Codec:
             raise Unregistered(
                 f"the schema of {topic.name} is not registered under {topic.subject}; run `millrace up`"
             ) from error
-        except Exception as error:  # no answer, or one that is no registry's, as a proxy's page
-            raise RegistryUnavailable(f"{type(error).__name__}: {error}") from error
+        except Exception as error:  # of whichever HTTP library the client found
+            raise RegistryUnavailable(str(error)) from error
         schema_id = int(found.schema_id)
         self._writer_ids[topic.name] = schema_id
         return schema_id
@@ -169,8 +169,8 @@ class Codec:
                     topic, schema_id, f"schema {schema_id} is not registered; register it before producing"
                 )
             raise RegistryUnavailable(str(error)) from error
-        except Exception as error:  # no answer, or one that is no registry's, as a proxy's page
-            raise RegistryUnavailable(f"{type(error).__name__}: {error}") from error
+        except Exception as error:  # of whichever HTTP library the client found
+            raise RegistryUnavailable(str(error)) from error
         schema = json.loads(text)
         name = full_name(schema) if isinstance(schema, dict) and "name" in schema else str(schema)
         if name != full_name(topic.schema):
