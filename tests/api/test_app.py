@@ -10,30 +10,36 @@ import time
 from pathlib import Path
 
 import httpx
+import pytest
 from fastapi.testclient import TestClient
 
+import api.app
 from api.app import create_app
 from infra.postgres import connect
 from infra.settings import Settings
-from schemas.pipelines import PIPELINES
+from schemas.declare import Pipelines
+from tests.accounts import Accounts
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_ready_says_which_part_is_degraded(database: Settings) -> None:
+def test_ready_says_which_part_is_degraded(
+    database: Settings, accounts: Accounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A pipeline whose table is missing degrades that pipeline by name, and no other part."""
-    pipeline = next(iter(PIPELINES))
+    pipeline = accounts.pipeline
     table = pipeline.tables[0].name
+    monkeypatch.setattr(api.app, "PIPELINES", Pipelines.of(pipeline))
     with TestClient(create_app(database)) as client, connect(database.database_url) as connection:
         answer = client.get("/health/ready")
         assert answer.status_code == 200, answer.text
-        assert answer.json()["conditions"] == {"database": "ok", **{p.name: "ok" for p in PIPELINES}}
-        connection.execute(f"ALTER TABLE {table} RENAME TO away_for_a_moment")  # type: ignore[call-overload]
+        assert answer.json()["conditions"] == {"database": "ok", pipeline.name: "ok"}
+        connection.execute(f"ALTER TABLE {table} RENAME TO away_for_a_moment")
         try:
             time.sleep(1.1)
             answer = client.get("/health/ready")
         finally:
-            connection.execute(f"ALTER TABLE away_for_a_moment RENAME TO {table}")  # type: ignore[call-overload]
+            connection.execute(f"ALTER TABLE away_for_a_moment RENAME TO {table}")
     assert answer.status_code == 503
     conditions = answer.json()["conditions"]
     assert table in conditions.pop(pipeline.name)
@@ -69,7 +75,7 @@ def test_the_command_serves_the_api(database: Settings) -> None:
             deadline = time.monotonic() + 30
             while True:
                 try:
-                    assert httpx.get(f"{database.api_url}/health/ready", timeout=5).status_code == 200
+                    assert httpx.get(f"{database.api_url}/health/live", timeout=5).status_code == 200
                     break
                 except httpx.TransportError:
                     assert time.monotonic() < deadline

@@ -21,11 +21,20 @@ Database = Annotated[asyncpg.Pool, Depends(database_dependency)]
 
 
 def make_client(settings: Settings) -> TestClient:
+    """The API with a route for any query, and one that asks asyncpg wrongly."""
     app = create_app(settings)
 
     @app.get("/v1/sql")
     async def sql(query: str, database: Database) -> Any:
         return await database.fetchval(query)
+
+    @app.get("/v1/number")
+    async def number(value: int, database: Database) -> Any:
+        return await database.fetchval("SELECT $1::integer", value)
+
+    @app.get("/v1/mistake")
+    async def mistake(database: Database) -> Any:
+        return await database.fetchval("SELECT $1::integer", "one")
 
     return TestClient(app)
 
@@ -107,3 +116,17 @@ def test_no_more_connections_is_503(line: Line, database: Settings, caplog: pyte
     assert answer.status_code == 503
     assert "password" not in answer.text
     assert "InvalidPasswordError" in str([vars(r).get("reason") for r in caplog.records])
+
+
+def test_a_mistake_of_ours_is_no_outage(client: TestClient) -> None:
+    """A query that the program gets wrong is a 500, so that nobody looks for a database that is there."""
+    assert client.get("/v1/mistake").status_code == 500
+    assert ask(client, "SELEC").status_code == 500
+
+
+def test_a_value_the_database_cannot_hold_is_the_clients_fault(client: TestClient) -> None:
+    """A number beyond the column's type is 422, one within is answered."""
+    assert client.get("/v1/number", params={"value": 2**31 - 1}).json() == 2**31 - 1
+    answer = client.get("/v1/number", params={"value": 2**31})
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"

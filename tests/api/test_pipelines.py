@@ -109,7 +109,9 @@ def test_pages_hold_every_letter_once_newest_first(client: TestClient, letters: 
     seen: list[dict[str, object]] = []
     cursor = None
     for _ in range(30):
-        parameters = {"pipeline": letters, "limit": limit, **({"cursor": cursor} if cursor else {})}
+        parameters: dict[str, str | int] = {"pipeline": letters, "limit": limit}
+        if cursor:
+            parameters["cursor"] = cursor
         page = client.get("/v1/dead-letters", params=parameters).json()
         assert len(page["items"]) <= limit
         seen += page["items"]

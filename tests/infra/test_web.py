@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -78,9 +79,6 @@ def test_readiness_is_looked_at_once_a_second() -> None:
         return reasons
 
     telemetry.install(app, "test", Health(), check)
-    clock = pytest.MonkeyPatch()
-    now = 100.0
-    clock.setattr(telemetry.time, "monotonic", lambda: now)
     with TestClient(app) as client:
         for _ in range(3):
             answer = client.get("/health/ready")
@@ -88,8 +86,7 @@ def test_readiness_is_looked_at_once_a_second() -> None:
         assert answer.json() == {"ready": False, "conditions": {"broker": "is away"}}
         assert len(asked) == 1
         reasons["broker"] = None
-        now += 1.5
+        time.sleep(1.1)
         assert client.get("/health/ready").status_code == 200
         assert client.get("/health/live").json() == {"live": True}
-    clock.undo()
     assert len(asked) == 2
