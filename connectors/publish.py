@@ -169,14 +169,15 @@ class Publisher:
                 value = self._codec.encode(topic, event)
             else:
                 # The first use of a topic asks the registry, which must not hold up the loop.
-                value = await asyncio.to_thread(self._codec.encode, topic, event)
+                async with asyncio.timeout(self._timeout_s):
+                    value = await asyncio.to_thread(self._codec.encode, topic, event)
                 self._encodable.add(topic.name)
         except Unregistered as error:
             raise Problem(503, "Not set up", f"{error}.", headers=RETRY_AFTER) from error
         except Unencodable as error:
             named = _FIELD.search(str(error))
             raise _invalid(place + (named.group(1) if named else "body"), str(error)) from error
-        except RegistryUnavailable as error:
+        except (RegistryUnavailable, TimeoutError) as error:
             raise Problem(
                 503,
                 "Registry is away",
