@@ -154,4 +154,6 @@ def test_up_on_running_services_is_done_at_once(services: Settings) -> None:
     done = millrace(dict(services.environ), "up")
     assert done.returncode == 0
     assert done.stderr.count("\n") == 1 and "services are up" in done.stderr
-    assert json.loads(millrace(dict(services.environ), "status", "--json").stdout) == json.loads(before.stdout)
+    assert json.loads(millrace(dict(services.environ), "status", "--json").stdout) == json.loads(
+        before.stdout
+    )
