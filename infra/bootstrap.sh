@@ -61,7 +61,7 @@ packages() { # the Debian packages of what is missing; needs fresh package lists
     for what in "$@"; do
         case $what in
         python)
-            if apt-cache policy python3 | grep -qE 'Candidate: 3\.(1[1-9]|[2-9][0-9])'; then
+            if [[ $(apt-cache policy python3) =~ Candidate:\ 3\.(1[1-9]|[2-9][0-9]) ]]; then
                 printf "%s\n" python3 python3-venv
             else
                 for version in 3.13 3.12 3.11; do
@@ -81,8 +81,8 @@ packages() { # the Debian packages of what is missing; needs fresh package lists
             done
             ;;
         postgis)
-            version=$(find /usr/lib/postgresql -mindepth 1 -maxdepth 1 -printf "%f\n" 2>/dev/null | sort -rn | head -1 || true)
-            [[ -n $version ]] || version=$(apt-cache depends postgresql | sed -nE 's/.*Depends: postgresql-([0-9]+)$/\1/p' | head -1)
+            version=$(find /usr/lib/postgresql -mindepth 1 -maxdepth 1 -printf "%f\n" 2>/dev/null | sort -n | tail -1 || true)
+            [[ -n $version ]] || version=$(apt-cache depends postgresql | sed -nE 's/.*Depends: postgresql-([0-9]+)$/\1/p' | tail -1)
             printf "%s\n" postgresql "postgresql-$version" "postgresql-$version-postgis-3"
             ;;
         *) echo "$what" ;;
