@@ -102,16 +102,17 @@ def ingest(
     pipeline: Pipeline,
     path: Path,
     *,
+    sources: Iterable[FileSource] | None = None,
     events_per_second: float | None = None,
     progress: Callable[[Ingested], None] = lambda _: None,
 ) -> Ingested:
     """Send the file's events into the pipeline's topics, each exactly once over any number of runs.
 
-    `progress` is called often with how far it is. Raises `IngestError`; the same call
+    `sources` are the domain's own, `connectors/<domain>/files.py`, unless given. `progress` is called often with how far it is. Raises `IngestError`; the same call
     then goes on where this one ended.
     """
     began = time.monotonic()
-    rows, source, rows_total = _open(path, _sources(pipeline.name))
+    rows, source, rows_total = _open(path, tuple(sources or _sources(pipeline.name)))
     ingest_id = _identify(path, f"{pipeline.name}/{source.name}")
     folder = settings.home_path / "ingest"
     folder.mkdir(parents=True, exist_ok=True)

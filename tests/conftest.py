@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from infra.services import choose
-from infra.settings import SETTINGS, Settings
+from infra.settings import PORT_REGISTRY, SETTINGS, Settings
 
 HOME = Path(__file__).parents[1] / ".millrace" / "test"
 
@@ -40,3 +44,26 @@ def services() -> Iterator[Settings]:
     instance.up(progress=print)
     yield settings
     instance.down(purge=True, progress=print)
+
+
+@pytest.fixture(scope="session")
+def registry(services: Settings) -> Iterator[Settings]:
+    """As `services`, with a schema registry that answers."""
+    url = f"{services.schema_registry_url}/subjects"
+    process = None
+    if choose(services).kind == "native":  # with Docker it is a container among the services
+        state = str(services.home_path / "registry")
+        argv = ("--port", str(services.port(PORT_REGISTRY)), "--state-dir", state)
+        process = subprocess.Popen((sys.executable, "-m", "schemas.registry", *argv))
+    end = time.monotonic() + 30
+    while True:
+        try:
+            httpx.get(url, trust_env=False).raise_for_status()
+            break
+        except httpx.HTTPError:
+            assert time.monotonic() < end, f"{url} does not answer"
+            time.sleep(0.1)
+    yield services
+    if process is not None:
+        process.terminate()
+        process.wait(timeout=10)
