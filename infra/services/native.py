@@ -106,8 +106,8 @@ class NativeServices:
                 reason = str(error)
                 time.sleep(0.1)
         raise ServiceError(
-            f"{component.name} did not answer within {component.start_timeout_s:.0f} s ({reason}); see {log}, "
-            "then run `millrace down` and `millrace up`"
+            f"{component.name} did not answer within {component.start_timeout_s:.0f} s ({reason}); "
+            f"see {log}, then run `millrace down` and `millrace up`"
         )
 
     def _stop(self, component: Component, progress: Progress) -> None:
@@ -129,8 +129,8 @@ class NativeServices:
                         raise
                     base = self.settings.number("port_base")
                     raise ServiceError(
-                        f"{component.name} needs port {port}, which {_owner(port)} uses; stop that, or choose "
-                        f"other ports, for example MILLRACE_PORT_BASE={base + 1000}"
+                        f"{component.name} needs port {port}, which {_owner(port)} uses; stop that, "
+                        f"or choose other ports, for example MILLRACE_PORT_BASE={base + 1000}"
                     ) from None
 
     def _each(self, act: Callable[[Component], T]) -> list[T]:
