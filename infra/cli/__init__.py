@@ -28,8 +28,9 @@ def build() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for module in sorted(pkgutil.iter_modules(__path__), key=lambda found: found.name):
-        app.add_typer(importlib.import_module(f"{__name__}.{module.name}").app)
+    for name in sorted(module.name for module in pkgutil.iter_modules(__path__)):
+        if not name.startswith("_"):
+            app.add_typer(importlib.import_module(f"{__name__}.{name}").app)
     return app
 
 

@@ -97,7 +97,7 @@ class NativeServices:
         reason = "has not been asked yet"
         while time.monotonic() < deadline:
             if process.pid() is None:
-                raise ServiceError(f"{component.name} ended while starting: {_last_line(log)}; see {log}")
+                raise ServiceError(f"{component.name} ended while starting: {_last_words(log)}; see {log}")
             try:
                 component.answers()
                 component.complete()
@@ -159,6 +159,7 @@ def _owner(port: int) -> str:
     return "another process"
 
 
-def _last_line(log: Path) -> str:
+def _last_words(log: Path) -> str:
     lines = log.read_text(errors="replace").split("\n") if log.exists() else []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "it wrote no log")
+    words = " ".join([line.strip() for line in lines if line.strip()][-3:])
+    return words[-400:] or "it wrote no log"
