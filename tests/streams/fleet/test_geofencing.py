@@ -69,7 +69,9 @@ def test_first_fix_inside() -> None:
     assert alerts(out)[1]["started_by"] == alerts(out)[0]["event_id"]
 
 
-@pytest.mark.parametrize(("metres", "accuracy_m", "leaves"), [(69, 20, False), (71, 20, True), (51, None, True)])
+@pytest.mark.parametrize(
+    ("metres", "accuracy_m", "leaves"), [(69, 20, False), (71, 20, True), (51, None, True)]
+)
 def test_exit_hysteresis(metres: float, accuracy_m: float | None, leaves: bool) -> None:
     """A truck has left only beyond the edge by more than its accuracy plus the fence's buffer."""
     edge = 1.0 + metres * METRE

@@ -36,7 +36,9 @@ RAISED, CLEARED = "engine_overheat_raised", "engine_overheat_cleared"
         pytest.param([*steady(0, 240, 105), *steady(301, 540, 105)], [], id="a gap of 61 s"),
         pytest.param([*steady(0, 240, 105), *steady(300, 540, 105)], [(RAISED, 0, 300)], id="a gap of 60 s"),
         pytest.param([(0, 105), (300, 105)], [], id="two samples are no proof"),
-        pytest.param([*steady(0, 240, 105), (250, None), (299, None), (301, 105)], [], id="no reading, no sample"),
+        pytest.param(
+            [*steady(0, 240, 105), (250, None), (299, None), (301, 105)], [], id="no reading, no sample"
+        ),
         pytest.param(
             [*steady(0, 300, 105), (310, 99), *steady(320, 700, 105), (710, 97.9), *steady(720, 1020, 101)],
             [(RAISED, 0, 300), (CLEARED, 710, 710), (RAISED, 720, 1020)],
