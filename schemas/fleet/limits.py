@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 LIMITS: dict[str, tuple[float, float]] = {
+    "occurred_at": (946_684_800_000, 253_402_300_799_999),  # 2000 to 9999: a receiver that lost its clock
     "latitude": (-90.0, 90.0),
     "longitude": (-180.0, 180.0),
     "sequence": (0, 2**53),
@@ -29,4 +30,4 @@ def out_of_range(field: str, value: float) -> str | None:
     low, high = LIMITS[field]
     if low <= value <= high:
         return None
-    return f"{field} is {value:g}; send a value from {low:g} to {high:g}"
+    return f"{field} is {value:.15g}; send a value from {low:.15g} to {high:.15g}"

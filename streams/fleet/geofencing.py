@@ -30,7 +30,7 @@ BY_FIRST_FIX = "first_fix"
 BY_FENCE_ADDED = "fence_added"
 BY_FENCE_REMOVED = "fence_removed"
 
-_REQUIRED = ("latitude", "longitude", "sequence")
+_REQUIRED = ("occurred_at", "latitude", "longitude", "sequence")
 _OPTIONAL = tuple(field for field in LIMITS if field not in _REQUIRED)
 
 

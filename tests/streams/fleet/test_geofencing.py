@@ -165,7 +165,8 @@ def test_value_out_of_range(field: str, value: float) -> None:
     out = decide([fix(1, **{field: value}), fix(2)])
     ((record, error_class, at_fault, reason),) = out.dead
     assert (record.offset, error_class, at_fault) == (0, "invalid", field)
-    assert reason == f"{field} is {value:g}; send a value from {LIMITS[field][0]:g} to {LIMITS[field][1]:g}"
+    low, high = LIMITS[field]
+    assert reason == f"{field} is {value:.15g}; send a value from {low:.15g} to {high:.15g}"
     assert [p["event_id"] for p in positions(out)] == ["e2"]
 
 
