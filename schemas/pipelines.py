@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from schemas import fraud
+from schemas import fraud, orders
 from schemas.declare import Pipelines
 
-PIPELINES = Pipelines.of(fraud.PIPELINE)
+PIPELINES = Pipelines.of(fraud.PIPELINE, orders.PIPELINE)

@@ -131,12 +131,12 @@ STOCK_TABLE = Table(
 STOCK_LEDGER_TABLE = Table(
     name="stock_ledger",
     topic=STOCK_RESULTS,
-    key=("tenant", "sku", "event_id"),
+    key=("tenant", "sku", "version"),
     columns=(
         "tenant",
         "sku",
-        "event_id",
         "version",
+        "event_id",
         "occurred_at",
         "kind",
         "outcome",

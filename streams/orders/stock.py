@@ -144,12 +144,13 @@ def _receive(state: StockState, record: Record, out: Outcomes) -> None:
         return
     newest = max((r.occurred_at for r in receipts.values()), default=command["occurred_at"])
     if command["occurred_at"] < newest - RECEIPT_HORIZON_MS:
-        # Answered, not dead: the ledger then has the receipt's own id and the reason.
-        reason = (
-            f"the receipt is over {RECEIPT_HORIZON_MS // DAY_MS} days older than the SKU's newest one, "
-            "so whether it was booked before is no longer known; send it with a new id and a later time"
+        out.dead_letter(
+            record,
+            "occurred_at",
+            f"the receipt is over {RECEIPT_HORIZON_MS // DAY_MS} days older than the SKU's newest one, so "
+            "whether it was booked before is no longer known; send it with a new id and a later time",
+            "late",
         )
-        out.emit(STOCK_RESULTS, _result(command, _answer(command, "refused", reason, 0, balance)))
         return
     balance.on_hand += command["quantity"]
     balance.version += 1
