@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
@@ -46,7 +46,7 @@ class _Input(BaseModel):
         examples=["2025-11-03T11:00:00Z"],
     )
 
-    def envelope(self) -> dict[str, str | int]:
+    def envelope(self) -> dict[str, Any]:
         """The fields that every event of the domain has."""
         at = self.occurred_at or datetime.now(UTC)
         return {
@@ -99,7 +99,7 @@ class OrderAccepted(Accepted):
 async def place(order: Order, to: Annotated[Publisher, Depends(publisher)]) -> OrderAccepted:
     """Place an order. The answer says that it was taken down; its status follows within moments."""
     envelope = order.envelope()
-    order_id = order.order_id or str(envelope["event_id"])
+    order_id = order.order_id or envelope["event_id"]
     event = envelope | {
         "order_id": order_id,
         "kind": PLACED,
@@ -137,4 +137,4 @@ async def receive(
 ) -> Accepted:
     """Book units of a SKU that arrived: opening stock or a delivery."""
     event = receipt.envelope() | {"sku": sku, "quantity": receipt.quantity}
-    return Accepted.of(str(event["event_id"]), await to.publish(STOCK_RECEIPTS, event))
+    return Accepted.of(event["event_id"], await to.publish(STOCK_RECEIPTS, event))

@@ -31,6 +31,8 @@ Fault = tuple[str, str]
 def _identifier_fault(event: Event, *fields: str) -> Fault | None:
     if not _EVENT_ID.fullmatch(event["event_id"]):
         return "event_id", "event_id must have 1 to 200 characters and no control character; send another id"
+    if event["occurred_at"] < 0:
+        return "occurred_at", "occurred_at lies before 1970; send the time in milliseconds since then"
     for field in ("tenant", *fields):
         if not _IDENTIFIER.fullmatch(event[field]):
             return field, (

@@ -110,7 +110,7 @@ Disturbed.TestCase.settings = settings(
 )
 
 
-class TestDisturbed(Disturbed.TestCase):  # type: ignore[misc, name-defined]
+class TestDisturbed(Disturbed.TestCase):  # type: ignore[misc, valid-type]
     """No oversell, no lost stock, every event answered, whatever crashes or comes again."""
 
 
