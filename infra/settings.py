@@ -51,6 +51,16 @@ SETTINGS: dict[str, Setting] = {
         lambda s: "auto",
         "How services run: docker, native, or auto (docker where a daemon answers).",
     ),
+    "cache": Setting(
+        "MILLRACE_CACHE",
+        lambda s: str(Path(__file__).parents[1] / ".millrace" / "cache"),
+        "Folder of what `make setup` resolved; shared by all instances of a checkout.",
+    ),
+    "kafka_jvm": Setting(
+        "MILLRACE_KAFKA_JVM",
+        lambda s: "-Xms256m -Xmx768m -XX:+UseG1GC -XX:MaxGCPauseMillis=20",
+        "JVM options of the native broker: heap and collector.",
+    ),
     "kafka_bootstrap_servers": Setting(
         "KAFKA_BOOTSTRAP_SERVERS", _loopback(PORT_KAFKA), "Broker addresses, host:port, comma separated."
     ),
@@ -71,6 +81,29 @@ SETTINGS: dict[str, Setting] = {
     ),
     "gateway_url": Setting(
         "GATEWAY_URL", lambda s: "http://" + _loopback(PORT_GATEWAY)(s), "Where the HTTP gateway listens."
+    ),
+    "database_reader_url": Setting(
+        "DATABASE_READER_URL",
+        lambda s: s.database_url,
+        "Postgres as the API reads it: a role that may only SELECT, or a replica.",
+    ),
+    "publish_timeout_ms": Setting(
+        "MILLRACE_PUBLISH_TIMEOUT_MS",
+        lambda s: "10000",
+        "How long a connector waits for the broker's acknowledgement before it answers 503.",
+    ),
+    "max_json_bytes": Setting(
+        "MILLRACE_MAX_JSON_BYTES", lambda s: "1048576", "Largest request body that the gateway accepts."
+    ),
+    "max_upload_bytes": Setting(
+        "MILLRACE_MAX_UPLOAD_BYTES",
+        lambda s: "67108864",
+        "Largest upload (multipart, DICOM) that the gateway accepts.",
+    ),
+    "metrics_port": Setting(
+        "MILLRACE_METRICS_PORT",
+        lambda s: "",
+        "Port of /metrics and /health of a process that is no HTTP service; unset: none.",
     ),
     "object_store": Setting(
         "MILLRACE_OBJECT_STORE",
@@ -142,6 +175,10 @@ class Settings:
     @property
     def database_url(self) -> str:
         return self.text("database_url")
+
+    @property
+    def database_reader_url(self) -> str:
+        return self.text("database_reader_url")
 
     @property
     def redis_url(self) -> str:

@@ -47,6 +47,8 @@ class Topic:
     event_time: str = "occurred_at"
     partitions: int = 12
     retention_ms: int = 30 * DAY_MS
+    schema_name: str | None = None
+    """Name of the .avsc where it is not the topic's own."""
 
     def __post_init__(self) -> None:
         _require(
@@ -98,7 +100,7 @@ class Topic:
 
     @property
     def schema_path(self) -> Path:
-        return SCHEMAS_FOLDER / self.domain / f"{self.name}.avsc"
+        return SCHEMAS_FOLDER / self.domain / f"{self.schema_name or self.name}.avsc"
 
     @cached_property
     def schema(self) -> dict[str, Any]:
@@ -121,10 +123,19 @@ class Topic:
         """The registry's subject of this topic's values (topic name strategy)."""
         return f"{self.name}-value"
 
-    @property
-    def dlq(self) -> str:
-        """The topic that mirrors this topic's dead letters for other tools."""
-        return f"{self.name}-dlq"
+    @cached_property
+    def dlq(self) -> Topic:
+        """The topic of this topic's dead letters: envelopes with the record's bytes and the reason."""
+        return Topic(
+            domain="platform",
+            name=f"{self.name}-dlq",
+            schema_name="dead-letter",
+            key="event_id",
+            owner=self.owner,
+            about=f"Dead letters of {self.name}",
+            partitions=1,
+            retention_ms=-1 if self.retention_ms == -1 else max(self.retention_ms, 90 * DAY_MS),
+        )
 
 
 class Merge(Enum):

@@ -1,0 +1,346 @@
+"""The broker: topics, producers, and a consumer whose positions come from the database.
+
+`Source` takes partitions by Kafka's group protocol (cooperative, static members) but reads from where its
+`claim` says, never from the group's committed offsets: those are only written as a hint for lag tools.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicCollection
+from confluent_kafka import TopicPartition as KafkaPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from infra.checkpoints import Claim, Fenced, LogBounds, PositionRefused, TopicPartition
+from schemas.declare import Topic
+
+log = logging.getLogger(__name__)
+
+ADMIN_SECONDS = 30.0
+CLAIM_RETRY_SECONDS = 1.0
+CLOSE_SECONDS = 10.0
+MAX_RECORD_BYTES = 1_048_576
+
+
+class TopicMismatch(RuntimeError):
+    """A topic exists with other properties than declared; the message says which and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """A topic as the broker shall have it."""
+
+    name: str
+    partitions: int
+    retention_ms: int
+
+    @classmethod
+    def of(cls, topic: Topic) -> TopicSpec:
+        return cls(topic.name, topic.partitions, topic.retention_ms)
+
+
+def admin(bootstrap_servers: str) -> AdminClient:
+    return AdminClient({"bootstrap.servers": bootstrap_servers, "socket.timeout.ms": 10_000})
+
+
+def ensure_topics(bootstrap_servers: str, specs: Iterable[TopicSpec]) -> list[str]:
+    """Create the topics that are missing; returns their names. All get LogAppendTime.
+
+    Raises `TopicMismatch` where one exists with another partition count: raising it would move keys to
+    other partitions, whose state and order would then be torn.
+    """
+    client = admin(bootstrap_servers)
+    known = client.list_topics(timeout=ADMIN_SECONDS).topics
+    wanted = list(specs)
+    for spec in wanted:
+        if spec.name in known and len(known[spec.name].partitions) != spec.partitions:
+            raise TopicMismatch(
+                f"topic {spec.name} has {len(known[spec.name].partitions)} partitions,"
+                f" declared are {spec.partitions}; another number would part each key from its state and"
+                " order: declare the number it has, or create a topic of a new name and replay into it"
+            )
+    missing = [s for s in wanted if s.name not in known]
+    if not missing:
+        return []
+    futures = client.create_topics(
+        [
+            NewTopic(
+                s.name,
+                num_partitions=s.partitions,
+                replication_factor=-1,
+                config={
+                    # With CreateTime, records of last year vanish at the first retention check.
+                    "message.timestamp.type": "LogAppendTime",
+                    "retention.ms": str(s.retention_ms),
+                },
+            )
+            for s in missing
+        ],
+        operation_timeout=ADMIN_SECONDS,
+    )
+    for name, future in futures.items():
+        try:
+            future.result(timeout=ADMIN_SECONDS)
+        except KafkaException as error:
+            reason = error.args[0]
+            if not (isinstance(reason, KafkaError) and reason.code() == KafkaError.TOPIC_ALREADY_EXISTS):
+                raise RuntimeError(f"topic {name} could not be created: {error}") from error
+    return [s.name for s in missing]
+
+
+def producer(bootstrap_servers: str, **overrides: Any) -> Producer:
+    """A producer that acknowledges only what all in-sync replicas have, without duplicates of its own."""
+    return Producer(
+        {
+            "bootstrap.servers": bootstrap_servers,
+            "acks": "all",
+            "enable.idempotence": True,
+            "linger.ms": 5,
+            "compression.type": "lz4",
+            "queue.buffering.max.messages": 200_000,
+            "message.max.bytes": MAX_RECORD_BYTES,
+            # murmur2, as Kafka's own clients: a key must land in the same partition whoever produces it.
+            "partitioner": "murmur2_random",
+            **overrides,
+        }
+    )
+
+
+@dataclass(slots=True)
+class PartitionBatch:
+    """Consecutive records of one partition; `next_offset` is where reading goes on after them.
+
+    It may lie beyond the last record (transaction markers, compaction), and there may be no record at all.
+    """
+
+    at: TopicPartition
+    epoch: int
+    messages: list[Message]
+    next_offset: int
+
+
+ClaimPartitions = Callable[[Mapping[TopicPartition, LogBounds]], Mapping[TopicPartition, Claim]]
+ReleasePartitions = Callable[[Iterable[TopicPartition]], None]
+
+
+class Source:
+    """A consumer group member that hands out batches by partition. Used from one thread at a time.
+
+    `claim` is called from `poll`, outside the rebalance callback, and may raise `ConnectionError` to be
+    called again later; `release` is called inside the callback, before the partitions are given up (the
+    last moment to checkpoint them).
+    """
+
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        group: str,
+        topics: Iterable[str],
+        claim: ClaimPartitions,
+        release: ReleasePartitions,
+        instance_id: str | None = None,
+        **overrides: Any,
+    ) -> None:
+        self.group = group
+        self._bootstrap_servers = bootstrap_servers
+        self._claim = claim
+        self._release = release
+        self._epochs: dict[TopicPartition, int] = {}
+        self._pending: set[TopicPartition] = set()
+        self._retry_at = 0.0
+        self._fatal: Exception | None = None
+        config: dict[str, Any] = {
+            "bootstrap.servers": bootstrap_servers,
+            "group.id": group,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            # A position that the log does not have must stop us; a silent reset loses or doubles records.
+            "auto.offset.reset": "error",
+            "isolation.level": "read_committed",
+            "partition.assignment.strategy": "cooperative-sticky",
+            "session.timeout.ms": 10_000,
+            "max.poll.interval.ms": 120_000,
+            "enable.partition.eof": True,
+            "fetch.wait.max.ms": 100,
+            "queued.max.messages.kbytes": 16_384,
+            "topic.metadata.refresh.interval.ms": 30_000,
+            **overrides,
+        }
+        if instance_id:
+            config["group.instance.id"] = instance_id
+        self._consumer = Consumer(config)
+        self._consumer.subscribe(
+            list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+        )
+
+    @property
+    def assignment(self) -> dict[TopicPartition, int]:
+        """The partitions that are read now, each with its epoch."""
+        return dict(self._epochs)
+
+    def poll(self, max_records: int, timeout_s: float) -> list[PartitionBatch]:
+        """The next records, grouped by partition, or none after `timeout_s`.
+
+        Raises `Fenced`, `PositionRefused`, or `KafkaException` for what no retry mends.
+        """
+        self._assign_pending()
+        # consume(n) waits for n records or the whole time-out: wait for one, then take what is there.
+        messages = self._consumer.consume(1, timeout_s)
+        if messages:
+            messages += self._consumer.consume(max_records - 1, 0)
+        if self._fatal:
+            raise self._fatal
+        batches: dict[TopicPartition, PartitionBatch] = {}
+        for message in messages:
+            error = message.error()
+            if error is not None and error.code() != KafkaError._PARTITION_EOF:
+                self._refuse(message, error)
+                continue
+            topic, partition, offset = message.topic(), message.partition(), message.offset()
+            assert topic is not None and partition is not None and offset is not None
+            at = TopicPartition(topic, partition)
+            epoch = self._epochs.get(at)
+            if epoch is None:
+                continue  # given up while the record was in the queue: its next owner reads it
+            batch = batches.get(at)
+            if batch is None:
+                batch = batches[at] = PartitionBatch(at, epoch, [], 0)
+            if error is None:
+                batch.messages.append(message)
+                batch.next_offset = offset + 1
+            else:
+                batch.next_offset = max(batch.next_offset, offset)
+        return list(batches.values())
+
+    def seek(self, at: TopicPartition, offset: int) -> None:
+        """Read the partition from `offset` again."""
+        self._consumer.seek(KafkaPartition(at.topic, at.partition, offset))
+
+    def pause(self) -> None:
+        """Hand out nothing, but stay in the group: `poll` must go on."""
+        self._consumer.pause([KafkaPartition(p.topic, p.partition) for p in self._epochs])
+
+    def resume(self) -> None:
+        self._consumer.resume([KafkaPartition(p.topic, p.partition) for p in self._epochs])
+
+    def hint(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Tell Kafka the positions, for lag tools only; a failure is of no consequence."""
+        try:
+            self._consumer.commit(
+                offsets=[KafkaPartition(p.topic, p.partition, o) for p, o in offsets.items()],
+                asynchronous=True,
+            )
+        except KafkaException as error:
+            log.debug("offset hint was not taken", extra={"reason": str(error)})
+
+    def end_offsets(self) -> dict[TopicPartition, int]:
+        """The end offsets last seen by the consumer, for lag; without asking the broker."""
+        found = {}
+        for at in self._epochs:
+            _, end = self._consumer.get_watermark_offsets(KafkaPartition(at.topic, at.partition), cached=True)
+            if end >= 0:
+                found[at] = end
+        return found
+
+    def close(self) -> None:
+        """Leave the group. `release` is called for what is assigned."""
+        closer = threading.Thread(target=self._consumer.close, name=f"{self.group}-close", daemon=True)
+        closer.start()
+        closer.join(CLOSE_SECONDS)
+        if closer.is_alive():
+            log.warning("the consumer did not close in time", extra={"group": self.group})
+
+    # Rebalancing. Callbacks run inside consume(), in the polling thread.
+
+    def _on_assign(self, consumer: Consumer, partitions: list[KafkaPartition]) -> None:
+        self._pending |= {TopicPartition(p.topic, p.partition) for p in partitions}
+        self._retry_at = 0.0
+        # Nothing yet: the database is asked outside the callback, so that a slow one cannot stall the group.
+        consumer.incremental_assign([])
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[KafkaPartition]) -> None:
+        going = {TopicPartition(p.topic, p.partition) for p in partitions}
+        held = [p for p in sorted(going) if p in self._epochs]
+        try:
+            if held:
+                self._release(held)
+        except Exception as error:
+            # What is not checkpointed is abandoned: the next owner reads it again from the last checkpoint.
+            log.warning("partitions were given up without a checkpoint", extra={"reason": str(error)})
+            if isinstance(error, Fenced):
+                self._fatal = error
+        for p in held:
+            del self._epochs[p]
+        self._pending -= going
+        consumer.incremental_unassign([KafkaPartition(p.topic, p.partition) for p in held])
+
+    def _on_lost(self, consumer: Consumer, partitions: list[KafkaPartition]) -> None:
+        # Somebody else may read them already: nothing of ours may be committed any more.
+        going = {TopicPartition(p.topic, p.partition) for p in partitions}
+        log.warning(
+            "partitions were lost", extra={"group": self.group, "partitions": sorted(map(str, going))}
+        )
+        held = [p for p in sorted(going) if p in self._epochs]
+        for p in held:
+            del self._epochs[p]
+        self._pending -= going
+        consumer.incremental_unassign([KafkaPartition(p.topic, p.partition) for p in held])
+
+    def _assign_pending(self) -> None:
+        if not self._pending or time.monotonic() < self._retry_at:
+            return
+        wanted = sorted(self._pending)
+        try:
+            claims = self._claim(self._bounds(wanted))
+        except ConnectionError as error:
+            self._retry_at = time.monotonic() + CLAIM_RETRY_SECONDS
+            log.warning("partitions wait to be claimed", extra={"group": self.group, "reason": str(error)})
+            return
+        self._consumer.incremental_assign(
+            [KafkaPartition(p.topic, p.partition, claims[p].next_offset) for p in wanted]
+        )
+        self._pending -= set(wanted)
+        for p in wanted:
+            self._epochs[p] = claims[p].epoch
+
+    def _bounds(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, LogBounds]:
+        wanted = list(partitions)
+        try:
+            ids = topic_ids(self._bootstrap_servers, {p.topic for p in wanted})
+            bounds = {}
+            for p in wanted:
+                start, end = self._consumer.get_watermark_offsets(
+                    KafkaPartition(p.topic, p.partition), timeout=10
+                )
+                bounds[p] = LogBounds(ids[p.topic], start, end)
+            return bounds
+        except KafkaException as error:
+            raise ConnectionError(f"the broker does not answer: {error}") from error
+
+    def _refuse(self, message: Message, error: KafkaError) -> None:
+        code = error.code()
+        if code in (KafkaError._FENCED, KafkaError.FENCED_INSTANCE_ID):
+            raise Fenced(f"{self.group}: another process took this member's identity")
+        if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+            raise PositionRefused(
+                f"{self.group}: position of {message.topic()}/{message.partition()} lies outside the log"
+                f" ({error.str()}); compare topic and database (`millrace doctor`), then restore the wrong one"
+            )
+        if error.fatal() or code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
+            raise KafkaException(error)
+        log.warning("the consumer reports", extra={"group": self.group, "reason": error.str()})
+
+
+def topic_ids(bootstrap_servers: str, names: Iterable[str]) -> dict[str, str]:
+    """Each topic's id at the broker. Raises KafkaException where one is unknown."""
+    wanted = list(names)
+    described = admin(bootstrap_servers).describe_topics(
+        TopicCollection(wanted), request_timeout=ADMIN_SECONDS
+    )
+    return {name: str(future.result(timeout=ADMIN_SECONDS).topic_id) for name, future in described.items()}

@@ -1,0 +1,190 @@
+"""Positions, epochs and state in Postgres: the truth about what has taken effect.
+
+A consumer claims a partition by raising its epoch. From then on only that epoch can commit, so a process
+that was thought dead (stopped, partitioned, paused by its machine) finds out at its next commit and
+leaves. Positions, and whatever belongs to them (rows, range records, processor state), are written in
+one transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+from infra.postgres import Connection
+
+EXIT_FENCED = 3
+"""Exit code of a process whose partition or identity was taken over; the supervisor does not restart it."""
+EXIT_POSITION = 4
+"""Exit code of a process whose position cannot be continued from; an operator has to decide."""
+
+
+class Fenced(RuntimeError):
+    """Another process owns the partition (or this process's identity) now; nothing was written."""
+
+    exit_code = EXIT_FENCED
+
+
+class PositionRefused(RuntimeError):
+    """The stored position does not fit the topic (deleted, truncated, restored from elsewhere)."""
+
+    exit_code = EXIT_POSITION
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TopicPartition:
+    """A partition of a topic."""
+
+    topic: str
+    partition: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.partition}"
+
+
+@dataclass(frozen=True, slots=True)
+class LogBounds:
+    """What the broker says of a partition: the topic's id, its first offset and its end offset."""
+
+    topic_id: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A partition taken under an epoch, with the offset to read from."""
+
+    epoch: int
+    next_offset: int
+
+
+class Checkpoints:
+    """The checkpoint rows of one consumer (a processor or a sink)."""
+
+    def __init__(self, consumer: str) -> None:
+        self.consumer = consumer
+
+    def claim(self, connection: Connection, at: TopicPartition, log: LogBounds) -> Claim:
+        """Raise the partition's epoch and return it with the position to continue from.
+
+        A partition never claimed before starts at the log's start. Raises `PositionRefused` (and leaves the
+        epoch alone) where the position lies outside the log or belongs to another topic of the same name.
+        """
+        with connection.transaction():
+            row = connection.execute(
+                "INSERT INTO checkpoints (consumer, topic, partition, topic_id, epoch, next_offset)"
+                " VALUES (%s, %s, %s, %s, 1, %s)"
+                " ON CONFLICT (consumer, topic, partition)"
+                " DO UPDATE SET epoch = checkpoints.epoch + 1, updated_at = now()"
+                " RETURNING epoch, next_offset, topic_id",
+                (self.consumer, at.topic, at.partition, log.topic_id, log.start),
+            ).fetchone()
+            assert row is not None
+            epoch, next_offset, topic_id = int(str(row[0])), int(str(row[1])), str(row[2])
+            remedy = "compare topic and database (`millrace doctor`), then restore the one that is wrong"
+            if topic_id != log.topic_id:
+                raise PositionRefused(
+                    f"{self.consumer}: topic {at.topic} is not the one that was read before"
+                    f" (id {log.topic_id}, was {topic_id}): it was deleted and created anew; {remedy}"
+                )
+            if not log.start <= next_offset <= log.end:
+                raise PositionRefused(
+                    f"{self.consumer}: position {next_offset} of {at} lies outside the log"
+                    f" ({log.start} to {log.end}); {remedy}"
+                )
+            return Claim(epoch, next_offset)
+
+    def lock(
+        self, cursor: psycopg.Cursor[Any], epochs: dict[TopicPartition, int]
+    ) -> dict[TopicPartition, int]:
+        """Lock the rows of these partitions until the transaction ends; returns each one's next offset.
+
+        Raises `Fenced` where a partition's epoch is no longer the one given.
+        """
+        cursor.execute(
+            "SELECT topic, partition, epoch, next_offset FROM checkpoints"
+            " WHERE consumer = %s AND (topic, partition) IN (SELECT * FROM unnest(%s::text[], %s::int[]))"
+            " ORDER BY topic, partition FOR UPDATE",
+            (self.consumer, [p.topic for p in epochs], [p.partition for p in epochs]),
+        )
+        found: dict[TopicPartition, int] = {}
+        for topic, partition, epoch, next_offset in cursor.fetchall():
+            at = TopicPartition(topic, partition)
+            if epoch != epochs[at]:
+                raise self._fenced(at, epochs[at], epoch)
+            found[at] = next_offset
+        for at, epoch in epochs.items():
+            if at not in found:
+                raise self._fenced(at, epoch, None)
+        return found
+
+    def advance(
+        self, cursor: psycopg.Cursor[Any], at: TopicPartition, epoch: int, from_offset: int, to_offset: int
+    ) -> None:
+        """Move the position from `from_offset` to `to_offset`, if both epoch and position are still these.
+
+        Raises `Fenced` otherwise: the compare-and-set that no zombie passes.
+        """
+        cursor.execute(
+            "UPDATE checkpoints SET next_offset = %s, updated_at = now()"
+            " WHERE consumer = %s AND topic = %s AND partition = %s AND epoch = %s AND next_offset = %s",
+            (to_offset, self.consumer, at.topic, at.partition, epoch, from_offset),
+        )
+        if cursor.rowcount != 1:
+            raise self._fenced(at, epoch, None)
+
+    def _fenced(self, at: TopicPartition, mine: int, current: int | None) -> Fenced:
+        return Fenced(
+            f"{self.consumer}: {at} was taken over (epoch {mine} is not the current one"
+            f"{'' if current is None else f', {current}'}); another process reads it now"
+        )
+
+    # State of processors: chunks in the order in which they must be loaded.
+
+    def read_state(self, connection: Connection, at: TopicPartition) -> Iterator[bytes]:
+        """The partition's snapshot and deltas, in order."""
+        with connection.transaction(), connection.cursor(name="state") as cursor:
+            cursor.itersize = 16
+            cursor.execute(
+                "SELECT body FROM state_chunks WHERE consumer = %s AND topic = %s AND partition = %s"
+                " ORDER BY next_offset, n",
+                (self.consumer, at.topic, at.partition),
+            )
+            for (body,) in cursor:
+                yield bytes(body)  # type: ignore[call-overload]
+
+    def write_delta(
+        self, cursor: psycopg.Cursor[Any], at: TopicPartition, next_offset: int, deltas: Sequence[bytes]
+    ) -> None:
+        """Store what changed up to `next_offset`, in the transaction that advances to it."""
+        self._insert(cursor, at, next_offset, deltas, is_snapshot=False)
+
+    def write_snapshot(
+        self, cursor: psycopg.Cursor[Any], at: TopicPartition, next_offset: int, chunks: Iterable[bytes]
+    ) -> None:
+        """Replace all chunks by a snapshot as of `next_offset`, in the transaction that advances to it."""
+        cursor.execute(
+            "DELETE FROM state_chunks WHERE consumer = %s AND topic = %s AND partition = %s",
+            (self.consumer, at.topic, at.partition),
+        )
+        self._insert(cursor, at, next_offset, chunks, is_snapshot=True)
+
+    def _insert(
+        self,
+        cursor: psycopg.Cursor[Any],
+        at: TopicPartition,
+        next_offset: int,
+        chunks: Iterable[bytes],
+        is_snapshot: bool,
+    ) -> None:
+        with cursor.copy(
+            "COPY state_chunks (consumer, topic, partition, next_offset, n, is_snapshot, body)"
+            " FROM STDIN (FORMAT BINARY)"
+        ) as copy:
+            copy.set_types(["text", "text", "int4", "int8", "int4", "bool", "bytea"])
+            for n, body in enumerate(chunks):
+                copy.write_row((self.consumer, at.topic, at.partition, next_offset, n, is_snapshot, body))

@@ -1,0 +1,193 @@
+"""Avro in Confluent's wire format: a zero byte, the schema's id (4 bytes, big endian), the Avro body.
+
+Timestamps are integers in the schema's unit on both sides: building datetimes costs more than the
+decoding itself, and a decision compares integers exactly.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import time
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import fastavro
+import httpx
+from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
+from confluent_kafka.schema_registry.error import SchemaRegistryError
+
+from schemas.declare import Topic
+
+Event = dict[str, Any]
+
+MAGIC = 0
+_HEADER = struct.Struct(">bI")
+_UNKNOWN_ID_SECONDS = 30.0
+
+
+class Undecodable(ValueError):
+    """Bytes that are no event of the topic; the reason says what is wrong with them."""
+
+    def __init__(self, reason: str, schema_id: int | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.schema_id = schema_id
+
+
+class Unencodable(ValueError):
+    """An event that does not fit its topic's schema; the message names the field where it can."""
+
+
+class RegistryUnavailable(ConnectionError):
+    """The registry gave no answer; nothing is known about the record, so nothing may be decided."""
+
+
+@dataclass(slots=True, frozen=True)
+class Decoded:
+    """An event and the id of the schema it was written with."""
+
+    schema_id: int
+    event: Event
+
+
+def without_logical_types(schema: Any) -> Any:
+    """The schema with logical types taken off, so that values stay the integers and strings they are."""
+    if isinstance(schema, dict):
+        return {k: without_logical_types(v) for k, v in schema.items() if k != "logicalType"}
+    if isinstance(schema, list):
+        return [without_logical_types(s) for s in schema]
+    return schema
+
+
+def full_name(schema: dict[str, Any]) -> str:
+    name: str = schema["name"]
+    namespace = schema.get("namespace")
+    return f"{namespace}.{name}" if namespace and "." not in name else name
+
+
+class Codec:
+    """Encodes with each topic's own schema; decodes whatever registered version a record was written with."""
+
+    def __init__(self, registry_url: str) -> None:
+        self._client = SchemaRegistryClient({"url": registry_url, "timeout": 10})
+        self._readers: dict[str, Any] = {}
+        self._writer_ids: dict[str, int] = {}
+        self._writers: dict[tuple[str, int], Any] = {}
+        self._refused: dict[tuple[str, int], tuple[float, str]] = {}
+
+    def register(self, topic: Topic) -> int:
+        """Register the topic's schema under its subject; returns the id. SchemaRegistryError if refused."""
+        schema_id: int = self._client.register_schema(
+            topic.subject, Schema(topic.schema_path.read_text(), "AVRO")
+        )
+        self._writer_ids[topic.name] = schema_id
+        return schema_id
+
+    def encode(self, topic: Topic, event: Event) -> bytes:
+        """The record value of `event`. Raises `Unencodable`, at first use `RegistryUnavailable`."""
+        schema_id = self._writer_ids.get(topic.name)
+        if schema_id is None:
+            schema_id = self._writer_id(topic)
+        out = io.BytesIO()
+        out.write(_HEADER.pack(MAGIC, schema_id))
+        try:
+            fastavro.schemaless_writer(out, self._reader(topic), event, strict_allow_default=True)
+        except Exception as error:
+            raise Unencodable(_explain(topic, event, error)) from error
+        return out.getvalue()
+
+    def decode(self, topic: Topic, data: bytes | None) -> Decoded:
+        """The event in `data`. Raises `Undecodable`, for a new id `RegistryUnavailable`."""
+        if data is None:
+            raise Undecodable("the record has no value (a tombstone); this topic's records are events")
+        if len(data) < _HEADER.size or data[0] != MAGIC:
+            raise Undecodable(
+                "the value does not start with a zero byte and a schema id; write Confluent's Avro format"
+            )
+        schema_id: int = _HEADER.unpack_from(data)[1]
+        writer = self._writers.get((topic.name, schema_id))
+        if writer is None:
+            writer = self._writer(topic, schema_id)
+        body = io.BytesIO(data)
+        body.seek(_HEADER.size)
+        try:
+            event: Event = fastavro.schemaless_reader(body, writer, self._reader(topic))  # type: ignore[assignment]
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever the decoder raises is a function of the bytes alone
+            raise Undecodable(
+                f"the value is not what schema {schema_id} describes ({type(error).__name__}: {error})",
+                schema_id,
+            ) from error
+        if body.tell() != len(data):
+            raise Undecodable(
+                f"{len(data) - body.tell()} bytes follow the event; send one event a record", schema_id
+            )
+        return Decoded(schema_id, event)
+
+    def _reader(self, topic: Topic) -> Any:
+        schema = self._readers.get(topic.name)
+        if schema is None:
+            schema = self._readers[topic.name] = fastavro.parse_schema(without_logical_types(topic.schema))
+        return schema
+
+    def _writer_id(self, topic: Topic) -> int:
+        try:
+            found = self._client.lookup_schema(topic.subject, Schema(topic.schema_path.read_text(), "AVRO"))
+        except SchemaRegistryError as error:
+            if error.http_status_code >= 500:
+                raise RegistryUnavailable(str(error)) from error
+            raise Unencodable(
+                f"the schema of {topic.name} is not registered under {topic.subject}; run `millrace up`"
+            ) from error
+        except (OSError, httpx.TransportError) as error:
+            raise RegistryUnavailable(str(error)) from error
+        schema_id = int(found.schema_id)
+        self._writer_ids[topic.name] = schema_id
+        return schema_id
+
+    def _writer(self, topic: Topic, schema_id: int) -> Any:
+        refused = self._refused.get((topic.name, schema_id))
+        if refused and time.monotonic() < refused[0]:
+            raise Undecodable(refused[1], schema_id)
+        try:
+            text = self._client.get_schema(schema_id).schema_str
+            assert text is not None
+        except SchemaRegistryError as error:
+            if error.http_status_code == 404:
+                return self._refuse(
+                    topic, schema_id, f"schema {schema_id} is not registered; register it before producing"
+                )
+            raise RegistryUnavailable(str(error)) from error
+        except (OSError, httpx.TransportError) as error:
+            raise RegistryUnavailable(str(error)) from error
+        schema = json.loads(text)
+        name = full_name(schema) if isinstance(schema, dict) and "name" in schema else str(schema)
+        if name != full_name(topic.schema):
+            return self._refuse(
+                topic,
+                schema_id,
+                f"schema {schema_id} is {name}; this topic carries {full_name(topic.schema)}",
+            )
+        writer = fastavro.parse_schema(without_logical_types(schema))
+        self._writers[(topic.name, schema_id)] = writer
+        return writer
+
+    def _refuse(self, topic: Topic, schema_id: int, reason: str) -> NoReturn:
+        # Remembered for a while: a flood of unknown ids must not become a flood of registry requests.
+        self._refused[(topic.name, schema_id)] = (time.monotonic() + _UNKNOWN_ID_SECONDS, reason)
+        raise Undecodable(reason, schema_id)
+
+
+def _explain(topic: Topic, event: Event, error: Exception) -> str:
+    known = topic.fields
+    unknown = sorted(set(event) - set(known))
+    if unknown:
+        return f"{topic.name}: field {unknown[0]!r} is not in the schema; fields are {', '.join(known)}"
+    defaults = {f["name"] for f in topic.schema["fields"] if "default" in f}
+    missing = [name for name in known if name not in event and name not in defaults]
+    if missing:
+        return f"{topic.name}: field {missing[0]!r} is missing; give it a value"
+    return f"{topic.name}: {error}"

@@ -1,0 +1,67 @@
+"""Dead letters: one envelope for every record that was refused, wherever it was refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from confluent_kafka import Message
+
+from schemas.declare import Topic
+
+Event = dict[str, Any]
+
+COLUMNS = (
+    "consumer",
+    "topic",
+    "partition",
+    "offset",
+    "pipeline",
+    "tenant",
+    "schema_id",
+    "input_id",
+    "error_class",
+    "field",
+    "error",
+    "key",
+    "value",
+    "append_time",
+)
+"""The columns of table `dead_letters`, in the order of `row`."""
+
+
+def envelope(
+    pipeline: str,
+    consumer: str,
+    message: Message,
+    topic: Topic,
+    error_class: str,
+    error: str,
+    *,
+    field: str | None = None,
+    schema_id: int | None = None,
+    event: Event | None = None,
+) -> Event:
+    """The event that tells of a refused record. `event` is its decoded value, where there is one."""
+    return {
+        "event_id": f"{message.topic()}/{message.partition()}/{message.offset()}/{consumer}",
+        "tenant": (event or {}).get("tenant", ""),
+        "occurred_at": message.timestamp()[1],
+        "pipeline": pipeline,
+        "consumer": consumer,
+        "topic": message.topic(),
+        "partition": message.partition(),
+        "offset": message.offset(),
+        "schema_id": schema_id,
+        # A result names the input that it answers; an input's own id is the one that was acknowledged.
+        "input_id": (event or {}).get("input_id") or (event or {}).get(topic.event_id),
+        "error_class": error_class,
+        "field": field,
+        "error": error,
+        "key": message.key(),
+        "value": message.value(),
+    }
+
+
+def row(event: Event) -> tuple[Any, ...]:
+    """The values of an envelope in the order of `COLUMNS`; `append_time` in epoch milliseconds."""
+    return tuple(event["occurred_at"] if c == "append_time" else event[c] for c in COLUMNS)

@@ -1,0 +1,109 @@
+"""Apache Kafka as one KRaft node, from the jars that `make setup` resolved with Maven."""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+import subprocess
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from infra.services import ServiceError, probe
+from infra.services.component import Component, program
+from infra.settings import PORT_KAFKA, PORT_KAFKA_CONTROLLER
+
+HERE = Path(__file__).parent
+
+
+class Kafka(Component):
+    """Broker and controller in one process."""
+
+    name = "kafka"
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        return self.settings.port(PORT_KAFKA), self.settings.port(PORT_KAFKA_CONTROLLER)
+
+    def prepare(self) -> None:
+        config = self.write("server.properties", self._properties())
+        if not (self.folder / "data" / "meta.properties").exists():
+            # A format that was interrupted leaves a folder that StorageTool refuses.
+            shutil.rmtree(self.folder / "data", ignore_errors=True)
+            cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+            done = subprocess.run(
+                [
+                    *self._java("-Xmx256m"),
+                    "kafka.tools.StorageTool",
+                    "format",
+                    "-t",
+                    cluster_id,
+                    "-c",
+                    str(config),
+                ],
+                capture_output=True,
+                text=True,
+            )
+            if done.returncode:
+                raise ServiceError(
+                    f"kafka could not format {self.folder / 'data'}: {(done.stderr or done.stdout).strip()}; "
+                    "free or repair that folder, then run `millrace up` again"
+                )
+
+    def command(self) -> Sequence[str]:
+        return [
+            *self._java(*self.settings.text("kafka_jvm").split()),
+            "-XX:+ExitOnOutOfMemoryError",
+            "kafka.Kafka",
+            str(self.folder / "server.properties"),
+        ]
+
+    def probe(self) -> str:
+        return probe.kafka(self.address())
+
+    def _java(self, *options: str) -> list[str]:
+        home = os.environ.get("JAVA_HOME")
+        java = (
+            f"{home}/bin/java"
+            if home and os.access(f"{home}/bin/java", os.X_OK)
+            else program("java", "Java 17")
+        )
+        libs = Path(self.settings.text("cache")) / "kafka-libs"
+        if not any(libs.glob("kafka_2.13-*.jar")):
+            raise ServiceError(f"kafka's jars are not in {libs}; run `make setup`")
+        return [
+            java,
+            *options,
+            "-Djava.awt.headless=true",
+            f"-Dlog4j2.configurationFile={HERE / 'log4j2.properties'}",
+            f"-Dmillrace.logs={self.settings.home_path / 'logs'}",
+            "-cp",
+            f"{libs}/*",
+        ]
+
+    def _properties(self) -> str:
+        client, controller = self.ports
+        # The quorum's voters stand here, not in the formatted log (`format --standalone`): an instance
+        # that is moved to another port base still finds its controller.
+        return f"""\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller}
+listeners=CLIENT://127.0.0.1:{client},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=CLIENT://127.0.0.1:{client}
+listener.security.protocol.map=CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT
+inter.broker.listener.name=CLIENT
+controller.listener.names=CONTROLLER
+log.dirs={self.folder / "data"}
+auto.create.topics.enable=false
+default.replication.factor=1
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=8
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=8
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+group.initial.rebalance.delay.ms=0
+"""

@@ -1,0 +1,179 @@
+"""Every metric in one typed list. `docs/metrics.md` is rendered from it; nothing is measured elsewhere.
+
+Take a child once (`RECORDS_CONSUMED.labels("fraud-scoring", "card-transactions")`) and keep it: looking
+labels up costs more than counting. Count per batch, not per record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from prometheus_client import Counter, Gauge, Histogram
+
+SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+RECORDS: Final = (1, 4, 16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
+CONSUMER: Final = ("consumer", "topic")
+PARTITION: Final = ("consumer", "topic", "partition")
+LABELS: Final = {
+    "consumer": "processor or sink that reads, as `fraud-sink`",
+    "producer": "connector or processor that writes, as `gateway`",
+    "topic": "topic",
+    "partition": "partition number",
+    "outcome": "what became of it; the meaning lists the values",
+    "service": "`gateway`, `api` or `registry`",
+    "method": "HTTP method",
+    "route": "route template, as `/v1/pipelines/{name}/positions`; `unmatched` where there is none",
+    "status": "HTTP status",
+    "process": "name of the supervised process",
+    "condition": "named condition of readiness, as `card-transactions/3`",
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric: its full name, type, labels, unit and meaning."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    unit: str
+    meaning: str
+
+
+METRICS: list[Metric] = []
+
+_M = TypeVar("_M", Counter, Gauge, Histogram)
+
+
+def _declare(kind: type[_M], name: str, labels: tuple[str, ...], unit: str, meaning: str) -> None:
+    unknown = set(labels) - LABELS.keys()
+    if unknown:
+        raise ValueError(f"metric {name}: label {min(unknown)!r} is not described; add it to LABELS")
+    METRICS.append(Metric(f"millrace_{name}", kind.__name__.lower(), labels, unit, meaning))
+
+
+def _counter(name: str, labels: tuple[str, ...], unit: str, meaning: str) -> Counter:
+    _declare(Counter, name, labels, unit, meaning)
+    return Counter(f"millrace_{name}", meaning, labels)
+
+
+def _gauge(name: str, labels: tuple[str, ...], unit: str, meaning: str) -> Gauge:
+    _declare(Gauge, name, labels, unit, meaning)
+    return Gauge(f"millrace_{name}", meaning, labels)
+
+
+def _histogram(
+    name: str, labels: tuple[str, ...], unit: str, meaning: str, buckets: tuple[float, ...] = SECONDS
+) -> Histogram:
+    _declare(Histogram, name, labels, unit, meaning)
+    return Histogram(f"millrace_{name}", meaning, labels, buckets=buckets)
+
+
+# What became of records
+
+RECORDS_CONSUMED = _counter(
+    "records_consumed_total", CONSUMER, "records", "Records handed to a processor or sink."
+)
+RECORDS_PRODUCED = _counter(
+    "records_produced_total", ("producer", "topic"), "records", "Records that the broker has acknowledged."
+)
+DUPLICATES = _counter(
+    "duplicates_total", CONSUMER, "records", "Records dropped because their event id was applied before."
+)
+DEAD_LETTERS = _counter(
+    "dead_letters_total", CONSUMER, "records", "Records refused as dead letters, with their reason stored."
+)
+PRODUCE_FAILURES = _counter(
+    "produce_failures_total",
+    ("producer", "topic", "outcome"),
+    "records",
+    "Records not acknowledged: `unknown` (may have been written), `refused` (were not written).",
+)
+ROWS_WRITTEN = _counter(
+    "rows_written_total", CONSUMER, "rows", "Rows that a sink inserted or updated in the database."
+)
+
+# How long it takes, and how large
+
+BATCH_SECONDS = _histogram(
+    "batch_seconds", CONSUMER, "seconds", "From handing over a batch until all its effects are acknowledged."
+)
+BATCH_RECORDS = _histogram("batch_records", CONSUMER, "records", "Records in a batch.", RECORDS)
+CHECKPOINT_SECONDS = _histogram(
+    "checkpoint_seconds", CONSUMER, "seconds", "Storing state, or rows, together with the position."
+)
+PRODUCE_SECONDS = _histogram(
+    "produce_seconds", ("producer",), "seconds", "From producing a record until its delivery report."
+)
+
+# Where each partition stands
+
+POSITION = _gauge("position", PARTITION, "offset", "Next offset to read, as stored in the database.")
+END_OFFSET = _gauge("end_offset", PARTITION, "offset", "Offset of the next record the broker will append.")
+LAG_RECORDS = _gauge("lag_records", PARTITION, "records", "End offset less position.")
+LAG_MS = _gauge("lag_ms", PARTITION, "ms", "Age of the oldest record not yet handled, by its append time.")
+WATERMARK_MS = _gauge("watermark_ms", PARTITION, "ms since 1970", "Event time reached by the partition.")
+ASSIGNED_PARTITIONS = _gauge("assigned_partitions", CONSUMER, "partitions", "Partitions this process owns.")
+REBALANCES = _counter(
+    "rebalances_total",
+    ("consumer", "outcome"),
+    "rebalances",
+    "Changes of the assignment: `assigned`, `revoked`, `lost`.",
+)
+TRANSIENT_ERRORS = _counter(
+    "transient_errors_total", CONSUMER, "errors", "Failures that were waited out, as a database that is away."
+)
+
+# Doors
+
+HTTP_REQUESTS = _counter(
+    "http_requests_total", ("service", "method", "route", "status"), "requests", "HTTP requests answered."
+)
+HTTP_SECONDS = _histogram(
+    "http_request_seconds", ("service", "method", "route"), "seconds", "Time to answer an HTTP request."
+)
+MQTT_MESSAGES = _counter(
+    "mqtt_messages_total",
+    ("topic", "outcome"),
+    "messages",
+    "MQTT messages: `acknowledged` (the broker has the record), `invalid`, `unacknowledged` (comes again).",
+)
+MQTT_CONNECTED = _gauge("mqtt_connected", (), "0 or 1", "Whether the bridge is connected to the MQTT broker.")
+
+# Processes
+
+PROCESS_RESTARTS = _counter(
+    "process_restarts_total", ("process",), "restarts", "Processes that the supervisor started again."
+)
+READY = _gauge("ready", (), "0 or 1", "Whether /health/ready answers 200.")
+CONDITION = _gauge("condition", ("condition",), "0 or 1", "A named condition of readiness: 1 where it holds.")
+
+
+def render_docs() -> str:
+    """The text of `docs/metrics.md`."""
+    return "\n".join(_docs_lines()) + "\n"
+
+
+def _docs_lines() -> Iterator[str]:
+    yield "# Metrics"
+    yield ""
+    yield "Rendered from `infra/telemetry/metrics.py` by `millrace docs`; do not edit. Every process serves"
+    yield "them at `/metrics`; `millrace ps` shows the ports."
+    yield ""
+    yield "| metric | type | labels | unit | meaning |"
+    yield "|---|---|---|---|---|"
+    for m in METRICS:
+        labels = ", ".join(m.labels) or "–"
+        yield f"| `{m.name}` | {m.kind} | {labels} | {m.unit} | {m.meaning} |"
+    yield ""
+    yield "## Labels"
+    yield ""
+    yield "| label | value |"
+    yield "|---|---|"
+    used = {label for m in METRICS for label in m.labels}
+    for label, value in LABELS.items():
+        if label in used:
+            yield f"| {label} | {value} |"
