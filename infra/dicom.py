@@ -6,11 +6,13 @@ files for the same reasons.
 
 from __future__ import annotations
 
+import logging
 import re
+import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -34,11 +36,14 @@ MAX_FILE_BYTES = 256 * 1024 * 1024
 
 _SERIES_UID_TAG = 0x0020000E
 _IDENTITY_TAGS = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"]
-_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
+_UID = re.compile(r"[0-9]+(\.[0-9]+)+", re.ASCII)
 _PREAMBLE_BYTES = 132
 _MOST_NOTES = 8
 _NOTE_CHARACTERS = 200
 _INFLATE_BYTES = 1024 * 1024
+
+# It logs what it also warns of or raises: a line for each odd file would be noise.
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 # pydicom keeps its reading mode, and Python its warning filters, in globals of the process.
 _PYDICOM = threading.Lock()
@@ -95,66 +100,60 @@ def identify(file: BinaryIO) -> Identity:
     def beyond_identity(tag: int, vr: str | None, length: int) -> bool:
         return tag > _SERIES_UID_TAG
 
-    file.seek(0)
-    head = file.read(_PREAMBLE_BYTES + 8)
-    file.seek(0)
-    with quietly([]):
-        return _identity(_parsed(head, file, _IDENTITY_TAGS, beyond_identity))
+    with quietly([]), _damage_refused():
+        return _identity(_parsed(file, _IDENTITY_TAGS, beyond_identity))
 
 
-def read(data: bytes, tags: list[int | str], notes: list[str]) -> tuple[Identity, FileDataset]:
-    """Read the elements `tags` of a whole file. Raises `Unacceptable`.
+def read(data: bytes, tags: Sequence[str], notes: list[str]) -> tuple[Identity, FileDataset]:
+    """Read the elements `tags` (keywords) of a whole file. Raises `Unacceptable`.
 
     The dataset's file meta information always names a transfer syntax. What was unusual but acceptable
     is added to `notes`.
     """
     if len(data) > MAX_FILE_BYTES:
         raise Unacceptable("file", f"it has {len(data)} bytes; the limit is {MAX_FILE_BYTES}")
-    with quietly(notes):
-        dataset = _parsed(data[: _PREAMBLE_BYTES + 8], BytesIO(data), [*_IDENTITY_TAGS, *tags], None)
+    with quietly(notes), _damage_refused():
+        dataset = _parsed(BytesIO(data), [*_IDENTITY_TAGS, *tags], None)
         identity = _identity(dataset)
-        if "TransferSyntaxUID" not in dataset.file_meta:
+        if not dataset.file_meta.get("TransferSyntaxUID"):
             implicit, little = dataset.original_encoding
-            syntax = (
-                ImplicitVRLittleEndian
-                if implicit
-                else ExplicitVRLittleEndian
-                if little
-                else ExplicitVRBigEndian
-            )
+            explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+            syntax = ImplicitVRLittleEndian if implicit else explicit
             dataset.file_meta.TransferSyntaxUID = syntax
             notes.append(f"the file names no transfer syntax; read as {syntax.name}")
+        _well_formed("transfer_syntax_uid", "TransferSyntaxUID", dataset.file_meta.TransferSyntaxUID)
     return identity, dataset
 
 
-def _parsed(
-    head: bytes,
-    file: BinaryIO,
-    tags: list[int | str],
-    stop_when: Callable[[int, str | None, int], bool] | None,
-) -> FileDataset:
-    force = not _has_prefix(head)
-    if force and not _begins_like_a_dataset(head):
-        raise Unacceptable(
-            "file",
-            "it is empty" if not head else "it is not DICOM: no DICM prefix at byte 128, and no dataset at byte 0",
-        )
+@contextmanager
+def _damage_refused() -> Iterator[None]:
+    """pydicom answers damaged files with exceptions of many kinds (struct.error, KeyError, zlib.error,
+    RecursionError, ...) and at every access; each of them says the same to the sender."""
     try:
-        _refuse_inflating_too_far(file, force)
-        file.seek(0)
-        return read_partial(file, stop_when=stop_when, force=force, specific_tags=[Tag(t) for t in tags])
+        yield
     except Unacceptable:
         raise
-    # pydicom answers damaged files with exceptions of many kinds (also RecursionError, struct.error,
-    # KeyError, zlib.error); each of them says the same to the sender.
     except Exception as error:
         raise Unacceptable(
             "file", f"it is damaged DICOM ({one_line(f'{type(error).__name__}: {error}')}); send it again"
         ) from error
 
 
-def _has_prefix(head: bytes) -> bool:
-    return head[128:132] == b"DICM"
+def _parsed(
+    file: BinaryIO, tags: Sequence[str], stop_when: Callable[[int, str | None, int], bool] | None
+) -> FileDataset:
+    file.seek(0)
+    head = file.read(_PREAMBLE_BYTES)
+    force = head[128:132] != b"DICM"
+    if not head:
+        raise Unacceptable("file", "it is empty")
+    if force and not _begins_like_a_dataset(head):
+        raise Unacceptable(
+            "file", "it is not DICOM: there is no DICM prefix at byte 128, and no dataset at byte 0"
+        )
+    _refuse_inflating_too_far(file, force)
+    file.seek(0)
+    return read_partial(file, stop_when=stop_when, force=force, specific_tags=[Tag(t) for t in tags])
 
 
 def _begins_like_a_dataset(head: bytes) -> bool:
@@ -162,8 +161,8 @@ def _begins_like_a_dataset(head: bytes) -> bool:
     service wrote without a header, are whole datasets and well worth indexing."""
     if len(head) < 8:
         return False
-    for order in ("little", "big"):
-        group, element = (int.from_bytes(head[i : i + 2], order) for i in (0, 2))  # type: ignore[arg-type]
+    for order in ("<HH", ">HH"):
+        group, element = struct.unpack_from(order, head)
         if group in (0x0002, 0x0008) and element <= 0x2000:
             return True
     return False
@@ -187,29 +186,32 @@ def _refuse_inflating_too_far(file: BinaryIO, force: bool) -> None:
 
 
 def _identity(dataset: FileDataset) -> Identity:
-    def uid(keyword: str, name: str) -> str:
+    def uid(name: str, keyword: str) -> str:
         value = dataset.get(keyword)
         if not value:
-            raise Unacceptable(name, f"the file has no {keyword}, so it belongs to no study's index")
-        text = str(value)
-        if len(text) > 64 or not _UID.fullmatch(text):
-            raise Unacceptable(
-                name, f"{keyword} {one_line(text)!r} is not a UID: digits and dots, at most 64 characters"
-            )
-        return text
+            raise Unacceptable(name, f"the file has no {keyword}, without which it cannot be indexed")
+        return _well_formed(name, keyword, value)
 
-    sop_class = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
-    if sop_class == MediaStorageDirectoryStorage:
+    if dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         raise Unacceptable(
             "sop_class_uid", "it is a DICOMDIR, an index of other files; send the files that it lists"
         )
-    class_uid = uid("SOPClassUID", "sop_class_uid")
+    class_uid = uid("sop_class_uid", "SOPClassUID")
     name = UID(class_uid).name
     if name == class_uid or "Storage" not in name or "Storage Commitment" in name:
         raise Unacceptable("sop_class_uid", f"{class_uid} is not a storage class of the DICOM standard")
     return Identity(
-        study_uid=uid("StudyInstanceUID", "study_uid"),
-        series_uid=uid("SeriesInstanceUID", "series_uid"),
-        sop_instance_uid=uid("SOPInstanceUID", "sop_instance_uid"),
+        study_uid=uid("study_uid", "StudyInstanceUID"),
+        series_uid=uid("series_uid", "SeriesInstanceUID"),
+        sop_instance_uid=uid("sop_instance_uid", "SOPInstanceUID"),
         sop_class_uid=class_uid,
     )
+
+
+def _well_formed(name: str, keyword: str, value: object) -> str:
+    text = str(value)
+    if len(text) > 64 or not _UID.fullmatch(text):
+        raise Unacceptable(
+            name, f"{keyword} {one_line(text)!r} is not a UID: digits and dots, at most 64 characters"
+        )
+    return text

@@ -57,7 +57,7 @@ class Draft(Protocol):
 
 
 class ObjectStore(Protocol):
-    """Where bytes too large for a topic live. Objects never change: what is read is a function of its digest."""
+    """Where bytes too large for a topic live. Objects never change: reading is a function of the digest."""
 
     def draft(self, limit_bytes: int) -> Draft:
         """Begin an object of at most `limit_bytes`."""

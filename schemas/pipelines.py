@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from schemas import imaging
 from schemas.declare import Pipelines
 
-PIPELINES = Pipelines.of()
+PIPELINES = Pipelines.of(imaging.PIPELINE)

@@ -11,6 +11,8 @@ from typing import Any
 
 from pydicom.dataset import Dataset
 
+from infra.dicom import quietly
+
 _TEXTS = {
     "patient_id": "PatientID",
     "patient_name": "PatientName",
@@ -53,15 +55,18 @@ _TIME = re.compile(r"(\d{2}):?(?:(\d{2}):?(?:(\d{2})(?:\.(\d{1,6}))?)?)?", re.AS
 def attributes(dataset: Dataset, notes: list[str]) -> dict[str, Any]:
     """The fields from patient to photometric interpretation; null where the file does not say."""
     fields: dict[str, Any] = {}
-    for table, convert in ((_TEXTS, _text), (_DATES, _date), (_TIMES, _time), (_NUMBERS, _number)):
-        for name, keyword in table.items():
-            try:
-                # Conversion happens at access, and fails in as many ways as files are damaged.
-                raw = dataset.get(keyword)
-                fields[name] = None if raw is None else convert(raw)
-            except Exception:
-                fields[name] = None
-                notes.append(f"{keyword} could not be read")
+    unreadable: list[str] = []
+    with quietly(notes):
+        for table, convert in ((_TEXTS, _text), (_DATES, _date), (_TIMES, _time), (_NUMBERS, _number)):
+            for name, keyword in table.items():
+                try:
+                    # Conversion happens at access, and fails in as many ways as files are damaged.
+                    raw = dataset.get(keyword)
+                    fields[name] = None if raw is None else convert(raw)
+                except Exception:
+                    fields[name] = None
+                    unreadable.append(keyword)
+    notes.extend(f"{keyword} is not what it should be, and was left out" for keyword in unreadable)
     return fields
 
 

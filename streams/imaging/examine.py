@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from infra.dicom import Identity, Unacceptable, read
 from streams.imaging.attributes import KEYWORDS as ATTRIBUTE_KEYWORDS
@@ -12,8 +13,7 @@ from streams.imaging.thumbnail import KEYWORDS as PIXEL_KEYWORDS
 from streams.imaging.thumbnail import NoThumbnail, render
 
 
-@dataclass(frozen=True, slots=True)
-class Examined:
+class Examined(msgspec.Struct, frozen=True, tag=True):
     """An acceptable file. `attributes` are fields of a `dicom-instances` event; exactly one of
     `thumbnail` (PNG bytes) and `thumbnail_reason` is given."""
 
@@ -25,27 +25,30 @@ class Examined:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(msgspec.Struct, frozen=True, tag=True):
     """A file that cannot be indexed: the field at fault, and why."""
 
     field: str
     reason: str
 
 
-def examine(data: bytes) -> Examined | Refused:
-    """Read a file's bytes. Never raises for what they hold."""
+def examine(data: bytes, no_picture: str | None = None) -> Examined | Refused:
+    """Read a file's bytes. Never raises for what they hold.
+
+    Where `no_picture` gives a reason, the pixels are left alone and the reason stands in the answer.
+    """
     notes: list[str] = []
     try:
         identity, dataset = read(data, [*ATTRIBUTE_KEYWORDS, *PIXEL_KEYWORDS], notes)
     except Unacceptable as error:
         return Refused(error.field, error.reason)
     fields = attributes(dataset, notes)
-    thumbnail, reason = None, None
-    try:
-        thumbnail = render(dataset, fields["number_of_frames"], notes)
-    except NoThumbnail as error:
-        reason = str(error)
+    thumbnail, reason = None, no_picture
+    if no_picture is None:
+        try:
+            thumbnail = render(dataset, fields["number_of_frames"], notes)
+        except NoThumbnail as error:
+            reason = str(error)
     return Examined(
         identity=identity,
         transfer_syntax_uid=str(dataset.file_meta.TransferSyntaxUID),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from io import BytesIO
 from typing import Any
 
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import get_frame
-from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, pixel_array
+from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
+from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes, JPEGTransferSyntaxes
 
 from infra.dicom import one_line, quietly
@@ -21,6 +23,7 @@ SIDE_PIXELS = 256
 MAX_FRAME_SAMPLES = 64 * 1024 * 1024
 """Largest frame that is decoded: rows times columns times samples (a mammogram has about 20 million)."""
 _COARSE_PIXELS = 4 * SIDE_PIXELS
+_START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # JPEG, and JPEG-LS
 
 KEYWORDS: tuple[str, ...] = (
     "PixelData",
@@ -63,9 +66,10 @@ class NoThumbnail(Exception):
 
 def render(dataset: FileDataset, frames: int | None, notes: list[str]) -> bytes:
     """The PNG of the middle one of `frames` frames. Raises `NoThumbnail`."""
+    if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
+        raise NoThumbnail("the instance has floating-point pixels, which are not shown")
     if "PixelData" not in dataset:
-        kind = "only floating-point pixels" if _has_float_pixels(dataset) else "no pixel data"
-        raise NoThumbnail(f"the instance has {kind}")
+        raise NoThumbnail("the instance has no pixel data")
     try:
         with quietly(notes):
             return _png(_picture(dataset, max(frames or 1, 1)))
@@ -74,10 +78,6 @@ def render(dataset: FileDataset, frames: int | None, notes: list[str]) -> bytes:
     # Decoders answer damaged pixels with exceptions of many kinds, MemoryError among them.
     except Exception as error:
         raise NoThumbnail(one_line(f"the pixel data could not be decoded: {error}")) from error
-
-
-def _has_float_pixels(dataset: Dataset) -> bool:
-    return "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset
 
 
 def _picture(dataset: FileDataset, frames: int) -> NDArray[np.uint8]:
@@ -90,7 +90,7 @@ def _picture(dataset: FileDataset, frames: int) -> NDArray[np.uint8]:
         raise NoThumbnail("the instance has no Rows and Columns")
     if rows * columns * samples > MAX_FRAME_SAMPLES:
         raise NoThumbnail(
-            f"a frame of {rows} x {columns} x {samples} samples is larger than the limit of {MAX_FRAME_SAMPLES}"
+            f"a frame of {rows} x {columns} x {samples} samples is beyond the limit of {MAX_FRAME_SAMPLES}"
         )
     index = frames // 2
     _refuse_other_size(dataset, index, frames, rows, columns)
@@ -127,7 +127,7 @@ def _refuse_other_size(dataset: FileDataset, index: int, frames: int, rows: int,
         raise NoThumbnail("the compressed frame has no header that says its size")
     if declared != (rows, columns):
         raise NoThumbnail(
-            f"the compressed frame is {declared[0]} x {declared[1]} pixels, the dataset says {rows} x {columns}"
+            f"the compressed frame has {declared[0]} x {declared[1]} pixels, not {rows} x {columns}"
         )
 
 
@@ -145,8 +145,9 @@ def _jpeg_size(stream: bytes) -> tuple[int, int] | None:
         if marker == 0xFF:  # fill byte
             at += 1
             continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) or marker == 0xF7:
-            return int.from_bytes(stream[at + 5 : at + 7], "big"), int.from_bytes(stream[at + 7 : at + 9], "big")
+        if marker in _START_OF_FRAME:
+            rows, columns = struct.unpack_from(">HH", stream, at + 5)
+            return rows, columns
         at += 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
     return None
 
@@ -156,7 +157,7 @@ def _jpeg2000_size(stream: bytes) -> tuple[int, int] | None:
     at = stream.find(b"\xff\x4f\xff\x51")
     if at < 0 or at + 24 > len(stream):
         return None
-    width, height, left, top = (int.from_bytes(stream[at + 8 + 4 * i : at + 12 + 4 * i], "big") for i in range(4))
+    width, height, left, top = struct.unpack_from(">IIII", stream, at + 8)
     return height - top, width - left
 
 
@@ -207,9 +208,11 @@ def _scaled(fractions: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 def _eight_bits(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     """The 8 high bits of unsigned values of `bits` bits."""
-    if bits <= 8:
-        return (np.clip(values, 0, 2**bits - 1) << (8 - bits)).astype(np.uint8)
-    return (np.clip(values, 0, 2**bits - 1) >> (bits - 8)).astype(np.uint8)
+    unsigned = np.clip(values, 0, 2**bits - 1).astype(np.uint64)
+    eight: NDArray[np.uint64] = (
+        unsigned << np.uint64(8 - bits) if bits <= 8 else unsigned >> np.uint64(bits - 8)
+    )
+    return eight.astype(np.uint8)
 
 
 def _png(picture: NDArray[np.uint8]) -> bytes:
