@@ -218,16 +218,25 @@ class Source:
                 batch.next_offset = max(batch.next_offset, offset)
         return list(batches.values())
 
-    def seek(self, at: TopicPartition, offset: int) -> None:
-        """Read the partition from `offset` again."""
-        self._consumer.seek(KafkaPartition(at.topic, at.partition, offset))
+    def rewind(self, batches: Iterable[PartitionBatch]) -> None:
+        """Hand these batches, which took no effect, out again."""
+        for batch in batches:
+            if batch.messages and self._epochs.get(batch.at) == batch.epoch:
+                first = batch.messages[0].offset()
+                assert first is not None
+                self._consumer.seek(KafkaPartition(batch.at.topic, batch.at.partition, first))
 
-    def pause(self) -> None:
-        """Hand out nothing, but stay in the group: `poll` must go on."""
-        self._consumer.pause([KafkaPartition(p.topic, p.partition) for p in self._epochs])
-
-    def resume(self) -> None:
-        self._consumer.resume([KafkaPartition(p.topic, p.partition) for p in self._epochs])
+    def idle(self, seconds: float) -> None:
+        """Hand nothing out for a while, but go on polling, so that the group does not take us for dead."""
+        until = time.monotonic() + seconds
+        paused = [KafkaPartition(p.topic, p.partition) for p in self._epochs]
+        self._consumer.pause(paused)
+        try:
+            while (left := until - time.monotonic()) > 0:
+                # What a partition assigned meanwhile hands out must come again afterwards.
+                self.rewind(self.poll(1, left))
+        finally:
+            self._consumer.resume([p for p in paused if TopicPartition(p.topic, p.partition) in self._epochs])
 
     def hint(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Tell Kafka the positions, for lag tools only; a failure is of no consequence."""
@@ -330,7 +339,7 @@ class Source:
         if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             raise PositionRefused(
                 f"{self.group}: position of {message.topic()}/{message.partition()} lies outside the log"
-                f" ({error.str()}); compare topic and database (`millrace doctor`), then restore the wrong one"
+                f" ({error.str()}); compare topic and database (`millrace doctor`), restore the wrong one"
             )
         if error.fatal() or code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
             raise KafkaException(error)

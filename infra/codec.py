@@ -40,6 +40,10 @@ class Unencodable(ValueError):
     """An event that does not fit its topic's schema; the message names the field where it can."""
 
 
+class Unregistered(Unencodable):
+    """The topic's schema is not in the registry: the installation is at fault, not the event."""
+
+
 class RegistryUnavailable(ConnectionError):
     """The registry gave no answer; nothing is known about the record, so nothing may be decided."""
 
@@ -139,7 +143,7 @@ class Codec:
         except SchemaRegistryError as error:
             if error.http_status_code >= 500:
                 raise RegistryUnavailable(str(error)) from error
-            raise Unencodable(
+            raise Unregistered(
                 f"the schema of {topic.name} is not registered under {topic.subject}; run `millrace up`"
             ) from error
         except (OSError, httpx.TransportError) as error:

@@ -116,6 +116,11 @@ SETTINGS: dict[str, Setting] = {
         lambda s: "500",
         "How often a busy processor checkpoints its state.",
     ),
+    "instance": Setting(
+        "MILLRACE_INSTANCE",
+        lambda s: "0",
+        "Tells the workers of one processor or sink apart; unique among them.",
+    ),
     "batch_records": Setting("MILLRACE_BATCH_RECORDS", lambda s: "4096", "Most records in one batch."),
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from schemas import imaging
+from schemas import fraud, imaging
 from schemas.declare import Pipelines
 
-PIPELINES = Pipelines.of(imaging.PIPELINE)
+PIPELINES = Pipelines.of(fraud.PIPELINE, imaging.PIPELINE)

@@ -60,12 +60,16 @@ class Services(Protocol):
 
 
 def choose(settings: Settings) -> Services:
-    """The way that MILLRACE_SERVICES names; with `auto`, Docker where its daemon answers, else native."""
+    """The way that MILLRACE_SERVICES names; with `auto`, Docker where its daemon answers, else native.
+
+    An instance that holds native data stays native, also when a daemon appears later.
+    """
     from infra.services.docker import DockerServices, daemon_answers
     from infra.services.native import NativeServices
 
     way = settings.text("services")
-    if way == "docker" or (way == "auto" and daemon_answers()):
+    native_data = (settings.home_path / "kafka").exists()
+    if way == "docker" or (way == "auto" and not native_data and daemon_answers()):
         return DockerServices(settings)
     if way in ("auto", "native"):
         return NativeServices(settings)

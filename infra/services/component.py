@@ -63,6 +63,7 @@ class Component(ABC):
 
     def complete(self) -> None:
         """What is made inside the running service before `up` returns. Repeating it changes nothing."""
+        return
 
     def user(self) -> str | None:
         """The account to run as; None for our own."""

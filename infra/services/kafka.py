@@ -62,6 +62,14 @@ class Kafka(Component):
     def probe(self) -> str:
         return probe.kafka(self.address())
 
+    def libraries(self) -> Path:
+        """The broker's own jar, its dependencies beside it; raises `ServiceError` with the remedy."""
+        folder = Path(self.settings.text("cache")) / "kafka-libs"
+        found = sorted(folder.glob("kafka_2.13-*.jar"))
+        if not found:
+            raise ServiceError(f"kafka's jars are not in {folder}; run `make setup`")
+        return found[-1]
+
     def _java(self, *options: str) -> list[str]:
         home = os.environ.get("JAVA_HOME")
         java = (
@@ -69,9 +77,6 @@ class Kafka(Component):
             if home and os.access(f"{home}/bin/java", os.X_OK)
             else program("java", "Java 17")
         )
-        libs = Path(self.settings.text("cache")) / "kafka-libs"
-        if not any(libs.glob("kafka_2.13-*.jar")):
-            raise ServiceError(f"kafka's jars are not in {libs}; run `make setup`")
         return [
             java,
             *options,
@@ -79,7 +84,7 @@ class Kafka(Component):
             f"-Dlog4j2.configurationFile={HERE / 'log4j2.properties'}",
             f"-Dmillrace.logs={self.settings.home_path / 'logs'}",
             "-cp",
-            f"{libs}/*",
+            f"{self.libraries().parent}/*",
         ]
 
     def _properties(self) -> str:

@@ -97,7 +97,7 @@ class NativeServices:
         reason = "has not been asked yet"
         while time.monotonic() < deadline:
             if process.pid() is None:
-                raise ServiceError(f"{component.name} ended while starting: {_last_line(log)}; see {log}")
+                raise ServiceError(f"{component.name} ended while starting: {_last_words(log)}; see {log}")
             try:
                 component.answers()
                 component.complete()
@@ -106,8 +106,8 @@ class NativeServices:
                 reason = str(error)
                 time.sleep(0.1)
         raise ServiceError(
-            f"{component.name} did not answer within {component.start_timeout_s:.0f} s ({reason}); see {log}, "
-            "then run `millrace down` and `millrace up`"
+            f"{component.name} did not answer within {component.start_timeout_s:.0f} s ({reason}); "
+            f"see {log}, then run `millrace down` and `millrace up`"
         )
 
     def _stop(self, component: Component, progress: Progress) -> None:
@@ -129,8 +129,8 @@ class NativeServices:
                         raise
                     base = self.settings.number("port_base")
                     raise ServiceError(
-                        f"{component.name} needs port {port}, which {_owner(port)} uses; stop that, or choose "
-                        f"other ports, for example MILLRACE_PORT_BASE={base + 1000}"
+                        f"{component.name} needs port {port}, which {_owner(port)} uses; stop that, "
+                        f"or choose other ports, for example MILLRACE_PORT_BASE={base + 1000}"
                     ) from None
 
     def _each(self, act: Callable[[Component], T]) -> list[T]:
@@ -159,6 +159,7 @@ def _owner(port: int) -> str:
     return "another process"
 
 
-def _last_line(log: Path) -> str:
+def _last_words(log: Path) -> str:
     lines = log.read_text(errors="replace").split("\n") if log.exists() else []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "it wrote no log")
+    words = " ".join([line.strip() for line in lines if line.strip()][-3:])
+    return words[-400:] or "it wrote no log"

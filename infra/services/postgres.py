@@ -45,7 +45,8 @@ class Postgres(Component):
             return pwd.getpwnam(ACCOUNT).pw_name
         except KeyError:
             raise ServiceError(
-                f"postgres does not run as root and the account {ACCOUNT!r} of its package is missing; run `make setup`"
+                f"postgres does not run as root and the account {ACCOUNT!r} of its package is missing; "
+                "run `make setup`"
             ) from None
 
     @cached_property
@@ -59,7 +60,7 @@ class Postgres(Component):
 
     def prepare(self) -> None:
         password = ensure_secret(self.settings, "postgres")
-        binaries = self._binaries()
+        binaries = self.binaries()
         if not (self.cluster / "PG_VERSION").exists():
             self._initialise(binaries, password)
 
@@ -82,7 +83,7 @@ class Postgres(Component):
             "lc_messages": "C",
         }
         settings = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
-        return [str(self._binaries() / "postgres"), "-D", str(self.cluster), *settings]
+        return [str(self.binaries() / "postgres"), "-D", str(self.cluster), *settings]
 
     def probe(self) -> str:
         return probe.postgres(self._url(ROLE))
@@ -92,7 +93,7 @@ class Postgres(Component):
         probe.select_one(self._url("postgres"))
 
     def complete(self) -> None:
-        """Creates the database and its extension; an `up` that was interrupted here is made good by the next."""
+        """Creates the database and its extension; the next `up` makes good an interrupted one."""
         import psycopg
 
         with psycopg.connect(self._url("postgres"), autocommit=True) as connection:
@@ -128,7 +129,7 @@ class Postgres(Component):
             ["test", "-x", str(folder)], cwd="/", user=account.pw_uid, group=account.pw_gid, extra_groups=[]
         ).returncode
 
-    def _binaries(self) -> Path:
+    def binaries(self) -> Path:
         """The programs of an existing cluster's version, otherwise of the newest that has PostGIS."""
         version_file = self.cluster / "PG_VERSION"
         if version_file.exists():
@@ -137,7 +138,7 @@ class Postgres(Component):
                 return INSTALLED / wanted / "bin"
             raise ServiceError(
                 f"the cluster in {self.cluster} was made by PostgreSQL {wanted}, which is not installed; "
-                f"run `apt-get install postgresql-{wanted}-postgis-3`, or `millrace down --purge` to start empty"
+                f"run `apt-get install postgresql-{wanted}-postgis-3`, or `millrace down --purge` to lose it"
             )
         versions = sorted(
             (
@@ -157,7 +158,7 @@ class Postgres(Component):
         parent = cluster.parent
         parent.mkdir(parents=True, exist_ok=True)
         parent.chmod(0o755)  # whatever our umask is, the cluster's account must get through
-        # initdb fills a folder beside the final one: what an interruption leaves is never taken for a cluster.
+        # In a folder beside the final one: what an interruption leaves is never taken for a cluster.
         with tempfile.TemporaryDirectory(dir=parent, prefix="initdb-") as scratch:
             fresh = Path(scratch) / "data"
             password_file = Path(scratch) / "password"

@@ -7,9 +7,14 @@ otherwise. None waits longer than `TIMEOUT_S`.
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import struct
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
+from http.client import HTTPException
 from urllib.parse import urlsplit
 
 TIMEOUT_S = 5.0
@@ -38,29 +43,45 @@ def _connection(url: str) -> Iterator[socket.socket]:
         raise ProbeError(f"{host}:{port}: {error.strerror or error}") from None
 
 
+def connect(url: str) -> None:
+    """Whether something listens there at all."""
+    with _connection(url):
+        pass
+
+
+def brokers(bootstrap_servers: str) -> list[str]:
+    """The addresses that the registered brokers advertise; fails while there is none."""
+    return _cluster(bootstrap_servers)[0]
+
+
 def kafka(bootstrap_servers: str) -> str:
-    """Asks for the cluster's metadata; fails while no broker is registered or its advertised
-    listener is not an address that can be reached from here."""
-    with _connection(bootstrap_servers):
-        pass  # a refused connection is told at once, librdkafka would retry until the timeout
-    from confluent_kafka import KafkaException
+    """Asks for the cluster's metadata, and for every address that its brokers advertise."""
+    advertised, topics = _cluster(bootstrap_servers)
+    for address in advertised:
+        try:
+            connect(address)
+        except ProbeError as error:
+            raise ProbeError(f"advertises an address that does not answer, {error}") from None
+    return f"advertises {', '.join(advertised)}, {topics} topics"
+
+
+def _cluster(bootstrap_servers: str) -> tuple[list[str], int]:
+    connect(
+        bootstrap_servers
+    )  # a refused connection is told at once, librdkafka would retry until the timeout
+    from confluent_kafka import KafkaError, KafkaException
     from confluent_kafka.admin import AdminClient
 
     client = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0})
     try:
         metadata = client.list_topics(timeout=TIMEOUT_S)
     except KafkaException as error:
-        raise ProbeError(error.args[0].str()) from None
-    brokers = [f"{broker.host}:{broker.port}" for broker in metadata.brokers.values()]
-    if not brokers:
+        cause = error.args[0]
+        raise ProbeError(cause.str() if isinstance(cause, KafkaError) else str(cause)) from None
+    advertised = [f"{broker.host}:{broker.port}" for broker in metadata.brokers.values()]
+    if not advertised:
         raise ProbeError("no broker is registered with the controller yet")
-    for advertised in brokers:
-        try:
-            with _connection(advertised):
-                pass
-        except ProbeError as error:
-            raise ProbeError(f"advertises an address that does not answer, {error}") from None
-    return f"advertises {', '.join(brokers)}, {len(metadata.topics)} topics"
+    return advertised, len(metadata.topics)
 
 
 def select_one(database_url: str) -> None:
@@ -92,6 +113,21 @@ def postgres(database_url: str) -> str:
         raise ProbeError(f"PostgreSQL {row[0]} answers, but the extension postgis is not created")
     timescale = f", TimescaleDB {row[2]}" if row[2] else ""
     return f"PostgreSQL {row[0]}, PostGIS {row[1]}{timescale}"
+
+
+def clock_skew_ms(database_url: str) -> float:
+    """How far the database's clock is ahead of ours, in ms; exact to half of one round trip."""
+    import psycopg
+
+    try:
+        with psycopg.connect(database_url, connect_timeout=int(TIMEOUT_S)) as connection:
+            before = time.time()
+            row = connection.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone()
+            after = time.time()
+    except psycopg.Error as error:
+        raise ProbeError(" ".join(str(error).split())) from None
+    assert row is not None
+    return float(row[0] - (before + after) / 2) * 1000
 
 
 def redis(redis_url: str) -> str:
@@ -134,12 +170,30 @@ def mqtt(mqtt_url: str) -> str:
 
 def registry(url: str) -> str:
     """Asks a schema registry for its subjects."""
-    with _connection(url):
-        pass
-    import httpx
-
+    body = _get(f"{url}/subjects")
     try:
-        answer = httpx.get(f"{url}/subjects", timeout=TIMEOUT_S).raise_for_status()
-        return f"{len(answer.json())} subjects"
-    except (httpx.HTTPError, ValueError) as error:
-        raise ProbeError(str(error) or type(error).__name__) from None
+        subjects = json.loads(body)
+    except ValueError:
+        subjects = None
+    if not isinstance(subjects, list):
+        raise ProbeError(f"{url}/subjects is not a schema registry's list of subjects")
+    return f"{len(subjects)} subjects"
+
+
+def http(url: str) -> str:
+    """Any answer with a status below 400."""
+    _get(url)
+    return "answers"
+
+
+def _get(url: str) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:  # noqa: S310 - from our own settings
+            return bytes(answer.read())
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise ProbeError(f"{url}: status {error.code}") from None
+    except urllib.error.URLError as error:
+        raise ProbeError(f"{url}: {error.reason}") from None
+    except (OSError, HTTPException) as error:
+        raise ProbeError(f"{url}: {error or type(error).__name__}") from None

@@ -1,6 +1,6 @@
 """Structured logs: one JSON object a line on stderr. Normal operation logs nothing per record.
 
-Give what belongs to the line as `extra`, as `extra={"topic": "card-transactions", "partition": 3, "offset": 7}`.
+Give what belongs to a line as `extra`: `extra={"topic": "card-transactions", "partition": 3, "offset": 7}`.
 """
 
 from __future__ import annotations

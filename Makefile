@@ -1,0 +1,65 @@
+# One entry point. `make` alone lists what there is.
+.DEFAULT_GOAL := help
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+BIN := .venv/bin
+export DEMO_SECONDS
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# --- run ---
+
+.PHONY: setup up down status demo
+setup: ## Install what is missing: system packages, .venv, Kafka's jars
+	@infra/bootstrap.sh
+
+up: setup ## Start the services and the platform
+	@$(BIN)/millrace up
+
+down: ## Stop everything; data stays (PURGE=1 deletes it)
+	@$(BIN)/millrace down $(if $(PURGE),--purge)
+
+status: ## Show what runs
+	@$(BIN)/millrace status
+
+demo: setup ## Feed all four domains and watch; DEMO_SECONDS=60 stops by itself and reconciles
+	@$(BIN)/millrace demo
+
+# --- verify ---
+
+.PHONY: check lint format test
+check: setup ## Lint, types, import directions, generated docs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/millrace docs --check
+
+lint: setup ## Lint alone
+	$(BIN)/ruff check .
+
+format: setup ## Format the code and repair what ruff can repair
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Processes that a test starts measure themselves (pyproject: coverage.run.patch); hence combine.
+test: setup ## All tests on the real components; coverage must reach 85 % (ARGS=... goes to pytest)
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report --fail-under=85
+
+# --- maintain ---
+
+.PHONY: lock clean
+lock: setup ## Renew requirements.lock from pyproject.toml
+	$(BIN)/uv pip compile -q pyproject.toml --group dev --universal --python-version 3.11 --upgrade \
+		--generate-hashes --no-emit-index-url --custom-compile-command "make lock" -o requirements.lock
+
+clean: ## Stop this checkout's instance and delete it with all caches and .venv
+	@[ ! -x $(BIN)/millrace ] || $(BIN)/millrace down --purge
+	rm -rf .venv .millrace .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache htmlcov .coverage*
+	find . -name __pycache__ -prune -exec rm -rf {} +

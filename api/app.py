@@ -1,0 +1,68 @@
+"""The query API: every domain's router over one read-only pool."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.middleware.gzip import GZipMiddleware
+
+from api import database, pipelines
+from infra import problems, web
+from infra.settings import Settings
+from infra.telemetry import web as telemetry
+from infra.telemetry.health import Health
+from schemas.pipelines import PIPELINES
+
+DESCRIPTION = """
+Reads what the sinks have stored; nothing is written here. Events go in at the gateway.
+
+- **Lists** are paged: `limit` items, and `next_cursor` to be given as `cursor` for the next page.
+- **Times** are ISO 8601 in UTC; **money** is integer minor units with its currency.
+- **Errors** are problem documents (RFC 9457): `422` names each field and the reason; `503` means that the
+  database is away or not set up: ask again after `Retry-After` seconds.
+- **Where is my event?** `/v1/pipelines/{name}/positions` says how far each consumer is, and
+  `/v1/dead-letters?input_id=…` whether the event was refused, and why.
+"""
+
+_MISSING_TABLES = "SELECT name FROM unnest($1::text[]) AS name WHERE to_regclass(name) IS NULL"
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The API with the router of each declared pipeline, `api/<domain>.py`."""
+    health = Health("database")
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with database.pool(settings) as pool:
+            app.state.database = pool
+            yield
+
+    async def check() -> Mapping[str, str | None]:
+        pool: database.Pool = app.state.database
+        away = await database.unreachable(pool)
+        if away:
+            return {"database": away, **{p.name: "its tables are in the database" for p in PIPELINES}}
+        missing = {
+            r["name"]
+            for r in await pool.fetch(_MISSING_TABLES, [t.name for p in PIPELINES for t in p.tables])
+        }
+        found: dict[str, str | None] = {"database": None}
+        for pipeline in PIPELINES:
+            lacking = sorted(missing & {t.name for t in pipeline.tables})
+            found[pipeline.name] = (
+                f"the database lacks {', '.join(lacking)}; `millrace up` creates it" if lacking else None
+            )
+        return found
+
+    app = FastAPI(title="Millrace API", version="1", description=DESCRIPTION, lifespan=lifespan)
+    app.state.settings = settings
+    app.include_router(pipelines.router)
+    for router in web.routers(f"api.{pipeline.name}" for pipeline in PIPELINES):
+        app.include_router(router)
+    app.add_middleware(GZipMiddleware, minimum_size=1024)
+    database.install(app)
+    problems.install(app)
+    telemetry.install(app, "api", health, check)
+    return app

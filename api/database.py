@@ -1,0 +1,114 @@
+"""The API's way to Postgres: a pool of read-only connections, made when they are needed.
+
+Where the database is away the API stays up and answers 503; the next request tries again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+from fastapi import FastAPI, Request
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+
+from infra.problems import Problem
+from infra.settings import Settings
+
+log = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 3.0
+STATEMENT_SECONDS = 10.0
+RETRY_AFTER = {"Retry-After": "2"}
+
+Pool = asyncpg.Pool
+
+
+class DatabaseAway(ConnectionError):
+    """No connection to Postgres can be made now."""
+
+
+@asynccontextmanager
+async def pool(settings: Settings) -> AsyncIterator[Pool]:
+    """The pool, for the lifespan of an application. Nothing is connected yet: Postgres may come later."""
+    async with asyncpg.create_pool(
+        settings.database_reader_url,
+        min_size=0,
+        max_size=10,
+        connect=_connect,
+        timeout=CONNECT_SECONDS,
+        # Beyond the server's own limit: only a server that vanished without a word comes to this.
+        command_timeout=STATEMENT_SECONDS + 2.0,
+        server_settings={
+            "application_name": "millrace-api",
+            "default_transaction_read_only": "on",
+            "statement_timeout": str(int(STATEMENT_SECONDS * 1000)),
+        },
+    ) as made:
+        yield made
+
+
+def database(connection: HTTPConnection) -> Pool:
+    """The API's pool, for `Annotated[asyncpg.Pool, Depends(database)]`."""
+    found = connection.app.state.database
+    assert isinstance(found, asyncpg.Pool)
+    return found
+
+
+def install(app: FastAPI) -> None:
+    """Answer what a missing, overloaded or unprepared database does to a query with 503 problems."""
+    for away in (
+        DatabaseAway,
+        asyncpg.PostgresConnectionError,
+        asyncpg.OperatorInterventionError,
+        asyncpg.TooManyConnectionsError,
+        asyncpg.InterfaceError,
+        TimeoutError,
+    ):
+        app.add_exception_handler(away, _on_away)
+    app.add_exception_handler(asyncpg.QueryCanceledError, _on_cancelled)
+    app.add_exception_handler(asyncpg.UndefinedTableError, _on_undefined)
+
+
+async def unreachable(pool: Pool) -> str | None:
+    """None where the database answers a query, otherwise the reason why it does not."""
+    try:
+        await pool.fetchval("SELECT 1", timeout=CONNECT_SECONDS)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        return f"the database does not answer ({type(error).__name__}); look at `millrace status`"
+    return None
+
+
+async def _connect(*arguments: Any, **options: Any) -> asyncpg.Connection:
+    try:
+        return await asyncpg.connect(*arguments, **options)
+    except (OSError, asyncpg.PostgresError) as error:
+        raise DatabaseAway(f"{type(error).__name__}: {error}") from error
+
+
+async def _on_away(request: Request, error: Exception) -> Response:
+    log.warning("the database is away", extra={"path": request.url.path, "reason": repr(error)})
+    return Problem(
+        503, "Database is away", "The database does not answer now; ask again later.", headers=RETRY_AFTER
+    ).response(request.url.path)
+
+
+async def _on_cancelled(request: Request, error: Exception) -> Response:
+    return Problem(
+        503,
+        "Query took too long",
+        f"The query was ended after {STATEMENT_SECONDS:g} s; ask for less, as a shorter span of time.",
+        headers=RETRY_AFTER,
+    ).response(request.url.path)
+
+
+async def _on_undefined(request: Request, error: Exception) -> Response:
+    return Problem(
+        503,
+        "Database is not set up",
+        "The database lacks a table that this answer needs; `millrace up` creates it.",
+        headers=RETRY_AFTER,
+    ).response(request.url.path)

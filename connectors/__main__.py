@@ -1,0 +1,32 @@
+"""`python -m connectors gateway` serves HTTP; `python -m connectors mqtt` bridges the MQTT broker."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from connectors.gateway import create_app
+from infra import web
+from infra.settings import Settings
+from infra.telemetry import logs
+
+
+def main(arguments: list[str]) -> int:
+    """Run the connector named by the only argument until it is told to stop; returns the exit code."""
+    match arguments:
+        case ["gateway"]:
+            settings = Settings.load()
+            logs.configure("connector", "gateway", settings.text("log_level"))
+            drain_s = settings.number("publish_timeout_ms") / 1000 + 1
+            web.run(create_app(settings), settings.gateway_url, drain_s)
+            return 0
+        case ["mqtt"]:
+            # By name, so that the gateway runs without the fleet's MQTT client.
+            importlib.import_module("connectors.fleet.mqtt").main()
+            return 0
+    sys.stderr.write("use `python -m connectors gateway` or `python -m connectors mqtt`\n")
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,83 @@
+"""The HTTP gateway: every domain's way in over HTTP, answered only once the broker has the event."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import httpx
+from fastapi import FastAPI
+
+from connectors.body_limit import BodyLimit
+from connectors.publish import Publisher
+from infra import problems, web
+from infra.codec import Codec
+from infra.settings import Settings
+from infra.telemetry import web as telemetry
+from infra.telemetry.health import Health
+from schemas.pipelines import PIPELINES
+
+DESCRIPTION = """
+Every answer `202` means: the broker has the event on all its in-sync replicas, at the partition and offset
+given. An event that is sent again with the same event id takes effect once, so after a `503` or a lost
+connection simply send it again.
+
+Errors are problem documents (RFC 9457): `422` names each field and the reason, `413` is too large a body,
+`503` says whether the event was surely not accepted or whether that is unknown.
+"""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The gateway with the router of each declared pipeline, `connectors/<domain>/http.py`."""
+    health = Health("broker", "registry")
+
+    def on_fatal(reason: str) -> None:
+        health.failing("producer", reason)
+        # Ends this server in good order; the supervisor starts it again with a fresh producer.
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        publisher = Publisher(
+            settings.kafka_bootstrap_servers,
+            Codec(settings.schema_registry_url),
+            name="gateway",
+            timeout_s=settings.number("publish_timeout_ms") / 1000,
+            on_fatal=on_fatal,
+        )
+        app.state.publisher = publisher
+        try:
+            yield
+        finally:
+            await publisher.close()
+
+    async def check() -> Mapping[str, str | None]:
+        publisher: Publisher = app.state.publisher
+        return {
+            "broker": await publisher.unreachable(),
+            "registry": await _registry_unreachable(settings.schema_registry_url),
+        }
+
+    app = FastAPI(title="Millrace gateway", version="1", description=DESCRIPTION, lifespan=lifespan)
+    app.state.settings = settings
+    for router in web.routers(f"connectors.{pipeline.name}.http" for pipeline in PIPELINES):
+        app.include_router(router)
+    app.add_middleware(
+        BodyLimit,
+        json_bytes=settings.number("max_json_bytes"),
+        upload_bytes=settings.number("max_upload_bytes"),
+    )
+    problems.install(app)
+    telemetry.install(app, "gateway", health, check)
+    return app
+
+
+async def _registry_unreachable(url: str) -> str | None:
+    try:
+        async with httpx.AsyncClient(timeout=2.0) as client:
+            (await client.get(f"{url.rstrip('/')}/subjects")).raise_for_status()
+    except httpx.HTTPError as error:
+        return f"the registry does not answer ({type(error).__name__}); look at `millrace status`"
+    return None

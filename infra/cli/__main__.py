@@ -1,0 +1,5 @@
+"""`python -m infra.cli`: the command `millrace` where its script is not installed."""
+
+from infra.cli import main
+
+main()

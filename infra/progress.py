@@ -1,0 +1,83 @@
+"""How far a consumer has come in each partition: metrics, and readiness that tells the truth."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from infra.checkpoints import TopicPartition
+from infra.telemetry.health import Health
+from infra.telemetry.metrics import ASSIGNED_PARTITIONS, END_OFFSET, LAG_MS, LAG_RECORDS, POSITION
+
+STILL_SECONDS = 15.0
+"""A partition with lag whose position has not moved for this long makes the process not ready."""
+
+
+@dataclass(slots=True)
+class _Place:
+    position: int
+    moved_at: float
+    append_ms: int = 0
+
+
+class Progress:
+    """The progress of one consumer. Called once a batch and about once a second, never per record."""
+
+    def __init__(self, consumer: str, topics: list[str], health: Health) -> None:
+        self._consumer = consumer
+        self._topics = topics
+        self._health = health
+        self._places: dict[TopicPartition, _Place] = {}
+
+    def taken(self, at: TopicPartition, position: int) -> None:
+        """The partition was assigned and is read from `position`."""
+        self._places[at] = _Place(position, time.monotonic())
+        self._assigned(at.topic)
+
+    def given_up(self, at: TopicPartition) -> None:
+        """The partition was revoked or lost."""
+        self._places.pop(at, None)
+        self._health.forget(str(at))
+        labels = (self._consumer, at.topic, str(at.partition))
+        for gauge in (POSITION, END_OFFSET, LAG_RECORDS, LAG_MS):
+            try:
+                gauge.remove(*labels)
+            except KeyError:
+                pass  # never observed
+        self._assigned(at.topic)
+
+    def moved(self, at: TopicPartition, position: int, append_ms: int | None = None) -> None:
+        """Everything below `position` has taken effect; `append_ms` is the last record's append time."""
+        place = self._places.get(at)
+        if place is None:
+            return
+        place.position = position
+        place.moved_at = time.monotonic()
+        place.append_ms = append_ms or place.append_ms
+
+    def observe(self, ends: dict[TopicPartition, int]) -> None:
+        """Compare positions with end offsets: set the gauges, and say which partition stands still."""
+        now = time.monotonic()
+        for at, place in self._places.items():
+            end = ends.get(at, place.position)
+            lag = max(0, end - place.position)
+            labels = (self._consumer, at.topic, str(at.partition))
+            POSITION.labels(*labels).set(place.position)
+            END_OFFSET.labels(*labels).set(end)
+            LAG_RECORDS.labels(*labels).set(lag)
+            LAG_MS.labels(*labels).set(
+                max(0.0, time.time() * 1000 - place.append_ms) if lag and place.append_ms else 0
+            )
+            if lag == 0:
+                place.moved_at = now
+            still = now - place.moved_at
+            if still > STILL_SECONDS:
+                self._health.failing(
+                    str(at),
+                    f"position {place.position} has stood still for {still:.0f} s, {lag} records wait",
+                )
+            else:
+                self._health.ok(str(at))
+
+    def _assigned(self, topic: str) -> None:
+        ASSIGNED_PARTITIONS.labels(self._consumer, topic).set(sum(at.topic == topic for at in self._places))

@@ -1,0 +1,543 @@
+"""Keeps the processes of an instance alive: a daemon of its own, which may itself be killed at any time.
+
+Its children write to their own log files and are found again by a mark in their environment, so a new
+supervisor takes over what the old one left running and starts nothing twice.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+
+import psutil
+
+from infra.checkpoints import EXIT_FENCED, EXIT_POSITION
+from infra.settings import PORT_METRICS_FIRST, PORT_REGISTRY, SETTINGS, Settings
+from schemas.declare import Pipelines
+
+log = logging.getLogger(__name__)
+
+CONNECTORS = ("gateway", "mqtt")
+STOP_ORDER = ("connector", "processor", "sink", "api", "registry")
+
+POLL_S = 0.2
+BACKOFF_FIRST_S = 0.5
+BACKOFF_MOST_S = 30.0
+PREPARE_AGAIN_S = 3.0
+STEADY_AFTER_S = 60.0
+STOP_DEADLINE_S = 10.0
+LOG_MOST_BYTES = 20_000_000
+
+INSTANCE_MARK = "MILLRACE_INSTANCE"
+PROCESS_MARK = "MILLRACE_PROCESS"
+
+
+class SupervisorError(RuntimeError):
+    """The supervisor did not start or stop; the message says why and what to do."""
+
+
+class State(StrEnum):
+    """What a supervised process is doing."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    BACKOFF = "backoff"
+    FENCED = "fenced"
+    REFUSED = "refused"
+    STOPPED = "stopped"
+
+
+RESTING = {EXIT_FENCED: State.FENCED, EXIT_POSITION: State.REFUSED}
+"""Exit codes after which a process is not started again, until `millrace up` asks for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessSpec:
+    """A process to keep alive. `port` is where it serves /metrics and /health; `ready_url` answers 200
+    once those that come after it may start (only the registry has one)."""
+
+    role: str
+    pipeline: str
+    argv: tuple[str, ...]
+    port: int
+    ready_url: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.role}-{self.pipeline}"
+
+
+def specs(settings: Settings, pipelines: Pipelines, *, native: bool) -> tuple[ProcessSpec, ...]:
+    """Every process of the instance, the registry first.
+
+    With `native` services the registry is a process of ours, unless the settings name another one.
+    """
+    registry_url = settings.schema_registry_url
+    wanted: list[tuple[str, str, tuple[str, ...], str | None]] = []
+    if native and registry_url == SETTINGS["schema_registry_url"].default(settings):
+        state_dir = str(settings.home_path / "registry")
+        argv = ("schemas.registry", "--port", str(settings.port(PORT_REGISTRY)), "--state-dir", state_dir)
+        wanted.append(("registry", "all", argv, f"{registry_url}/subjects"))
+    wanted += [("sink", p.name, ("sinks", p.name), None) for p in pipelines]
+    wanted += [("processor", p.name, ("streams", p.name), None) for p in pipelines if p.processors]
+    wanted += [("connector", kind, ("connectors", kind), None) for kind in CONNECTORS]
+    wanted.append(("api", "all", ("api",), None))
+    return tuple(
+        ProcessSpec(
+            role=role,
+            pipeline=pipeline,
+            argv=(sys.executable, "-m", *argv),
+            port=settings.port(PORT_METRICS_FIRST) + index,
+            ready_url=ready_url,
+        )
+        for index, (role, pipeline, argv, ready_url) in enumerate(wanted)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessState:
+    """What is known of a process: one entry of the state file. `since` is when the state was entered."""
+
+    role: str
+    pipeline: str
+    port: int
+    state: State = State.WAITING
+    pid: int | None = None
+    started: float | None = None
+    restarts: int = 0
+    last_exit: int | None = None
+    since: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.role}-{self.pipeline}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """The state file's content. `phase` is what the supervisor does now; `pid` is its own."""
+
+    pid: int
+    phase: str
+    processes: tuple[ProcessState, ...]
+
+
+def run_folder(home: Path) -> Path:
+    return home / "run"
+
+
+def read_report(home: Path) -> Report | None:
+    """What the supervisor of this state folder last wrote, or None before its first start."""
+    try:
+        found = json.loads((run_folder(home) / "processes.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    entries = (ProcessState(**{**p, "state": State(p["state"])}) for p in found["processes"])
+    return Report(found["pid"], found["phase"], tuple(entries))
+
+
+def living(home: Path) -> dict[str, psutil.Process]:
+    """The processes of this state folder that are alive now, by name, from the process table.
+
+    The mark in the environment is set at birth, so that a child whose supervisor was killed before it
+    could write the state file is found as well. Only session leaders count: what a child forks is not it.
+    """
+    found: dict[str, psutil.Process] = {}
+    for process in psutil.process_iter():
+        try:
+            environ = process.environ()
+            if environ.get(INSTANCE_MARK) != str(home) or PROCESS_MARK not in environ:
+                continue
+            if os.getsid(process.pid) == process.pid and _alive(process):
+                found[environ[PROCESS_MARK]] = process
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def _alive(process: psutil.Process) -> bool:
+    """False for a zombie too: a child whose supervisor was killed may never be reaped."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
+
+
+def stop_all(processes: Mapping[str, psutil.Process], deadline_s: float = STOP_DEADLINE_S) -> None:
+    """Stop processes, those that write first: SIGTERM, a deadline per role, then SIGKILL."""
+    for role in STOP_ORDER:
+        group = [p for name, p in processes.items() if name.split("-", 1)[0] == role]
+        for process in group:
+            with _gone_is_fine():
+                process.terminate()
+        end = time.monotonic() + deadline_s
+        while any(_alive(p) for p in group) and time.monotonic() < end:
+            time.sleep(0.05)
+        for process in group:
+            if _alive(process):
+                log.warning("did not stop within %.0f s, killed: pid %d", deadline_s, process.pid)
+                with _gone_is_fine():
+                    process.kill()
+
+
+@contextmanager
+def _gone_is_fine() -> Iterator[None]:
+    try:
+        yield
+    except psutil.NoSuchProcess:
+        pass
+
+
+@contextmanager
+def supervisor_lock(home: Path) -> Iterator[bool]:
+    """Hold the lock of the one supervisor of a state folder; yields False where another holds it.
+
+    A record lock: the kernel knows its holder's pid (`supervisor_pid`) and drops it when that dies.
+    """
+    path = _lock_path(home)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as handle:
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+
+
+def supervisor_pid(home: Path) -> int | None:
+    """The pid of the living supervisor of a state folder, or None. Asks without taking the lock itself:
+    a supervisor that starts at this moment would take the question for another supervisor."""
+    try:
+        with _lock_path(home).open("rb") as handle:
+            asked = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            answer = fcntl.fcntl(handle, fcntl.F_GETLK, asked)
+    except FileNotFoundError:
+        return None
+    kind, _, _, _, pid = struct.unpack("hhqqi", answer)
+    return None if kind == fcntl.F_UNLCK else int(pid)
+
+
+def _lock_path(home: Path) -> Path:
+    return run_folder(home) / "supervisor.lock"
+
+
+@dataclass
+class _Child:
+    """A process in the supervisor's hands: what the state file says of it, and how it is watched."""
+
+    spec: ProcessSpec
+    state: ProcessState
+    process: psutil.Process | None = None
+    popen: subprocess.Popen[bytes] | None = None
+    backoff_s: float = BACKOFF_FIRST_S
+    next_start: float = 0.0
+
+    def exited(self) -> tuple[bool, int | None]:
+        """Whether it has ended, and its exit code where that can be known (not of an adopted child)."""
+        if self.popen is not None:
+            code = self.popen.poll()
+            return code is not None, code
+        return self.process is not None and not _alive(self.process), None
+
+
+@dataclass
+class Supervisor:
+    """Starts the processes in order and keeps them alive until `request_stop`.
+
+    `prepare` is a command that must have succeeded before anything but the registry starts; it is tried
+    again until it does.
+    """
+
+    home: Path
+    specs: Sequence[ProcessSpec]
+    prepare: Sequence[str] = ()
+    environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    deadline_s: float = STOP_DEADLINE_S
+    steady_after_s: float = STEADY_AFTER_S
+
+    def __post_init__(self) -> None:
+        self._phase = "starting"
+        self._stopping = False
+        self._retry = False
+        self._written = ""
+        self._children: dict[str, _Child] = {}
+
+    def run(self) -> None:
+        """Supervise until stopped, then stop every process in order. The caller holds the lock."""
+        (self.home / "logs").mkdir(parents=True, exist_ok=True)
+        self._adopt()
+        try:
+            gates = [c for c in self._children.values() if c.spec.ready_url]
+            while not self._stopping and not all(map(_ready, gates)):
+                self._round(gates, "starting the registry")
+            self._run_prepare(gates)
+            while not self._stopping:
+                self._round(self._children.values(), "running")
+        finally:
+            self._phase = "stopping"
+            self._write()
+            stop_all(living(self.home), self.deadline_s)
+            for child in self._children.values():
+                if child.popen is not None:
+                    child.popen.wait()
+                self._enter(child, State.STOPPED, pid=None, started=None)
+            self._phase = "stopped"
+            self._write()
+
+    def request_stop(self) -> None:
+        """Make `run` stop all processes and return. Safe in a signal handler."""
+        self._stopping = True
+
+    def retry(self) -> None:
+        """Start again at once what rests (fenced, refused) or backs off. Safe in a signal handler."""
+        self._retry = True
+
+    def _adopt(self) -> None:
+        """Take over what an earlier supervisor left running; stop what is no longer wanted."""
+        report = read_report(self.home)
+        before = {p.name: p for p in report.processes} if report else {}
+        found = living(self.home)
+        for spec in self.specs:
+            known = before.get(spec.name)
+            state = ProcessState(role=spec.role, pipeline=spec.pipeline, port=spec.port)
+            child = self._children[spec.name] = _Child(spec, state)
+            self._enter(child, State.WAITING)
+            if spec.name not in found:
+                continue
+            child.process = process = found.pop(spec.name)
+            if known is not None and (known.pid, known.started) == (process.pid, process.create_time()):
+                child.state = replace(known, state=State.RUNNING)
+            else:
+                self._enter(child, State.RUNNING, pid=process.pid, started=process.create_time())
+            log.info("adopted %s, pid %d", spec.name, process.pid)
+        stop_all(found, self.deadline_s)
+
+    def _round(self, children: Iterable[_Child], phase: str) -> None:
+        self._phase = phase
+        self._retry, retry = False, self._retry
+        for child in children:
+            self._watch(child, retry=retry)
+        self._write()
+        time.sleep(POLL_S)
+
+    def _watch(self, child: _Child, *, retry: bool) -> None:
+        now = time.monotonic()
+        if child.state.state is State.RUNNING:
+            ended, code = child.exited()
+            if not ended:
+                _rotate(self._log_path(child.spec.name))
+                return
+            lived_s = time.time() - (child.state.started or 0.0)
+            if lived_s >= self.steady_after_s:
+                child.backoff_s = BACKOFF_FIRST_S
+            resting = RESTING.get(code) if code is not None else None
+            log.warning(
+                "%s ended, exit code %s after %.1f s; %s",
+                child.spec.name,
+                "unknown" if code is None else code,
+                lived_s,
+                f"not started again: {resting}" if resting else f"starts again in {child.backoff_s} s",
+            )
+            child.popen = child.process = None
+            child.next_start = now + child.backoff_s
+            child.backoff_s = min(2 * child.backoff_s, BACKOFF_MOST_S)
+            self._enter(child, resting or State.BACKOFF, pid=None, started=None, last_exit=code)
+        elif child.state.state is State.WAITING:
+            self._start(child)
+        elif retry or (child.state.state is State.BACKOFF and now >= child.next_start):
+            if retry:
+                child.backoff_s = BACKOFF_FIRST_S
+            self._start(child, restarts=child.state.restarts + 1)
+
+    def _start(self, child: _Child, restarts: int = 0) -> None:
+        spec = child.spec
+        with self._log_path(spec.name).open("ab") as output:
+            popen = subprocess.Popen(
+                spec.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # Its own session: a Ctrl-C at the terminal is the CLI's to handle, not the children's.
+                start_new_session=True,
+                env={
+                    **self.environ,
+                    INSTANCE_MARK: str(self.home),
+                    PROCESS_MARK: spec.name,
+                    "MILLRACE_METRICS_PORT": str(spec.port),
+                },
+            )
+        child.popen, child.process = popen, None
+        try:
+            started = psutil.Process(popen.pid).create_time()
+        except psutil.NoSuchProcess:
+            started = time.time()
+        self._enter(child, State.RUNNING, pid=popen.pid, started=started, restarts=restarts)
+        self._write()
+
+    def _run_prepare(self, gates: Sequence[_Child]) -> None:
+        """Run `prepare` until it succeeds, watching the registry meanwhile."""
+        phase = "preparing"
+        while self.prepare and not self._stopping:
+            with self._log_path("prepare").open("ab") as output:
+                popen = subprocess.Popen(
+                    self.prepare,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    env=self.environ,
+                )
+            while not self._stopping and popen.poll() is None:
+                self._round(gates, phase)
+            if self._stopping:
+                popen.terminate()
+            if popen.wait() == 0:
+                return
+            log.error("prepare failed, exit code %d; see logs/prepare.log", popen.returncode)
+            phase = "preparing again: it failed, see logs/prepare.log"
+            again = time.monotonic() + PREPARE_AGAIN_S
+            while not self._stopping and time.monotonic() < again:
+                self._round(gates, phase)
+
+    def _log_path(self, name: str) -> Path:
+        return self.home / "logs" / f"{name}.log"
+
+    def _enter(self, child: _Child, state: State, **changes: object) -> None:
+        since = datetime.now(UTC).isoformat(timespec="milliseconds")
+        child.state = replace(child.state, state=state, since=since, **changes)  # type: ignore[arg-type]
+
+    def _write(self) -> None:
+        """Replace the state file in one step, if there is news: a reader never sees half of it."""
+        report = Report(os.getpid(), self._phase, tuple(c.state for c in self._children.values()))
+        text = json.dumps(asdict(report), indent=1)
+        if text == self._written:
+            return
+        path = run_folder(self.home) / "processes.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(text)
+        partial.replace(path)
+        self._written = text
+
+
+def _ready(child: _Child) -> bool:
+    try:
+        with urllib.request.urlopen(str(child.spec.ready_url), timeout=1) as response:  # noqa: S310
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _rotate(path: Path) -> None:
+    """Copy and truncate a log that has grown too long: its writer keeps the file open across our death."""
+    try:
+        if path.stat().st_size < LOG_MOST_BYTES:
+            return
+        shutil.copyfile(path, path.with_suffix(".log.1"))
+        os.truncate(path, 0)
+    except FileNotFoundError:
+        return
+
+
+def start(settings: Settings, *, native: bool) -> None:
+    """Start the supervisor as a detached daemon, or ask a living one to retry what it had given up.
+
+    Returns when it holds its lock. Raises `SupervisorError` if it ends at once.
+    """
+    home = settings.home_path
+    pid = supervisor_pid(home)
+    if pid is not None:
+        os.kill(pid, signal.SIGHUP)
+        return
+    (home / "logs").mkdir(parents=True, exist_ok=True)
+    root = str(Path(__file__).parent.parent)
+    environ = {
+        **settings.environ,
+        SETTINGS["home"].variable: str(home),
+        SETTINGS["services"].variable: "native" if native else "docker",
+        "PYTHONPATH": os.pathsep.join(filter(None, (root, settings.environ.get("PYTHONPATH")))),
+    }
+    with (home / "logs" / "supervisor.log").open("ab") as output:
+        popen = subprocess.Popen(
+            (sys.executable, "-m", "infra.supervisor"),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=environ,
+        )
+    end = time.monotonic() + 15
+    while supervisor_pid(home) is None:
+        if popen.poll() is not None or time.monotonic() > end:
+            raise SupervisorError(
+                f"the supervisor did not start; its reason stands in {home / 'logs' / 'supervisor.log'}"
+            )
+        time.sleep(0.05)
+    # The daemon outlives us on purpose; without this the interpreter warns of an unreaped child.
+    popen.returncode = 0
+
+
+def stop(settings: Settings, deadline_s: float = 5 * STOP_DEADLINE_S + 5) -> None:
+    """Stop the supervisor and every process, also those that a killed supervisor has left behind.
+
+    Raises `SupervisorError` if the supervisor does not end within `deadline_s`.
+    """
+    home = settings.home_path
+    end = time.monotonic() + deadline_s
+    asked: int | None = None
+    while True:
+        with supervisor_lock(home) as free:
+            if free:
+                stop_all(living(home))
+                return
+        pid = supervisor_pid(home)
+        if pid is not None and pid != asked:
+            os.kill(pid, signal.SIGTERM)
+            asked = pid
+        if time.monotonic() > end:
+            raise SupervisorError(f"the supervisor, pid {asked}, did not stop; end it with kill -9 {asked}")
+        time.sleep(0.1)
+
+
+def main() -> int:
+    """Supervise the instance that the environment describes, until SIGTERM."""
+    from schemas.pipelines import PIPELINES
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    settings = Settings.load()
+    native = settings.text("services") != "docker"
+    supervisor = Supervisor(
+        settings.home_path,
+        specs(settings, PIPELINES, native=native),
+        prepare=(sys.executable, "-m", "infra.prepare"),
+    )
+    signal.signal(signal.SIGTERM, lambda *_: supervisor.request_stop())
+    signal.signal(signal.SIGINT, lambda *_: supervisor.request_stop())
+    signal.signal(signal.SIGHUP, lambda *_: supervisor.retry())
+    with supervisor_lock(settings.home_path) as free:
+        if free:
+            supervisor.run()
+        else:
+            log.info("another supervisor is alive; nothing to do")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""Telemetry of an HTTP service: requests counted and timed, /metrics, /health/live and /health/ready."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+import orjson
+from fastapi import FastAPI
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from infra.telemetry.health import Health
+from infra.telemetry.metrics import HTTP_REQUESTS, HTTP_SECONDS
+
+Checks = Callable[[], Awaitable[Mapping[str, str | None]]]
+"""Looks at what the service depends on: condition name to None (holds) or the reason why it does not."""
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+def install(app: FastAPI, service: str, health: Health, check: Checks) -> None:
+    """Give `app` its telemetry. Call it last: what the other middlewares answer is then measured, too.
+
+    `check` runs when /health/ready is asked for, at most once a second however often that is.
+    """
+    probe = _Probe(health, check)
+
+    @app.get("/metrics", tags=["platform"], include_in_schema=False)
+    async def metrics() -> Response:
+        return Response(await asyncio.to_thread(generate_latest), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/health/live", tags=["platform"], summary="Whether this process answers")
+    async def live() -> dict[str, bool]:
+        return {"live": True}
+
+    @app.get(
+        "/health/ready",
+        tags=["platform"],
+        summary="Whether everything this service needs is there",
+        description="200, or 503 with the reason of each condition that does not hold.",
+        responses={503: {"description": "Degraded", "content": {"application/json": {}}}},
+    )
+    async def ready() -> Response:
+        await probe.look()
+        document = health.document()
+        status = 200 if document["ready"] else 503
+        return Response(orjson.dumps(document), status, media_type="application/json")
+
+    app.add_middleware(_Measured, service=service)
+
+
+class _Probe:
+    """Runs the checks, one run at a time, and keeps the outcome for a second."""
+
+    def __init__(self, health: Health, check: Checks) -> None:
+        self._health = health
+        self._check = check
+        self._lock = asyncio.Lock()
+        self._looked_at = float("-inf")
+
+    async def look(self) -> None:
+        async with self._lock:
+            if time.monotonic() < self._looked_at + 1.0:
+                return
+            for name, reason in (await self._check()).items():
+                if reason is None:
+                    self._health.ok(name)
+                else:
+                    self._health.failing(name, reason)
+            self._looked_at = time.monotonic()
+
+
+class _Measured:
+    """Counts and times each request under its route's template, never under its path."""
+
+    def __init__(self, app: ASGIApp, service: str) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = 0
+        started = time.perf_counter()
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            route = getattr(scope.get("route"), "path", "unmatched")
+            HTTP_REQUESTS.labels(self._service, method, route, str(status or "disconnected")).inc()
+            HTTP_SECONDS.labels(self._service, method, route).observe(time.perf_counter() - started)

@@ -1,0 +1,24 @@
+"""`python -m sinks PIPELINE`: the sink of a pipeline."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from infra import process
+from infra.settings import Settings
+from infra.telemetry.health import Health
+from schemas.pipelines import PIPELINES
+from sinks.runtime import Sink
+
+
+def main(settings: Settings, health: Health) -> None:
+    pipeline = PIPELINES[sys.argv[1]]
+    rows = importlib.import_module(f"sinks.{pipeline.name}").ROWS
+    sink = Sink(settings, pipeline, rows, health, settings.text("instance"))
+    process.on_termination(sink.ending.set)
+    sink.run()
+
+
+if __name__ == "__main__":
+    process.run("sink", sys.argv[1], main)

@@ -1,0 +1,622 @@
+"""One batch to one database transaction: rows, dead letters, range records and positions, or nothing.
+
+Rows go in by binary COPY. A first-wins table is copied into directly; only after a unique violation are
+the rows staged and merged. The other tables are always staged and merged by their declared rule, after a
+merge within the batch, as one ON CONFLICT statement may not touch a row twice.
+
+A record that the database refuses becomes a dead letter and its neighbours land: the row that COPY names
+is taken out, and where none is named the batch is bisected.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from psycopg import sql
+
+from infra import dead_letters
+from infra.broker import PartitionBatch
+from infra.checkpoints import Checkpoints, Claim, LogBounds, TopicPartition
+from infra.codec import Codec, Undecodable
+from infra.postgres import Connection, Failure, classify, connect
+from infra.progress import Progress
+from infra.telemetry.metrics import (
+    BATCH_RECORDS,
+    BATCH_SECONDS,
+    DEAD_LETTERS,
+    DUPLICATES,
+    RECORDS_CONSUMED,
+    ROWS_WRITTEN,
+)
+from schemas.declare import Merge, Pipeline, Table, Topic
+from sinks.rows import Event, Row, RowMapping, from_ms
+
+log = logging.getLogger(__name__)
+
+SOURCE_COLUMNS = ("source_partition", "source_offset")
+FLUSH_SECONDS = 30.0
+_COPY_LINE = re.compile(r"COPY \S+, line (\d+)")
+
+Cursor = psycopg.Cursor[Any]
+
+
+class Transient(ConnectionError):
+    """Broker or database cannot now; nothing was committed, the same batches may be tried again."""
+
+
+class _Refused(Exception):
+    """The database refuses rows. `row` is the place in the COPY, where it is known."""
+
+    def __init__(self, reason: str, column: str | None, row: int | None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.column = column
+        self.row = row
+
+
+@dataclass(slots=True)
+class _Item:
+    """A record on its way into the tables."""
+
+    at: TopicPartition
+    message: Message
+    topic: Topic
+    schema_id: int
+    event: Event
+    rows: list[tuple[int, Row]]
+
+
+@dataclass(slots=True)
+class _Target:
+    """A table with what COPY and merge need to know of it."""
+
+    table: Table
+    types: list[int]
+    time: int | None
+    """Place of the column that decides a row's partition."""
+    width_s: float | None
+    """Seconds of one native partition; None for a plain table or a hypertable."""
+    copy: sql.Composed
+    stage: sql.Composed
+    copy_stage: sql.Composed
+    merge: sql.Composed
+    partitions: set[float] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Written:
+    """What one call of `write` committed."""
+
+    positions: dict[TopicPartition, int]
+    records: int
+    dead: int
+    duplicates: int
+
+
+def id_hash(event_id: str) -> int:
+    """A 64-bit hash of an event id, the same on every machine; range records sum them."""
+    return int.from_bytes(hashlib.blake2b(event_id.encode(), digest_size=8).digest(), "big")
+
+
+class Writer:
+    """The sink of one pipeline. Used from one thread; every call may block on the database."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        mappings: Sequence[RowMapping],
+        codec: Codec,
+        producer: Producer,
+        database_url: str,
+        progress: Progress,
+    ) -> None:
+        self.pipeline = pipeline
+        self.name = pipeline.sink_name
+        self.checkpoints = Checkpoints(self.name)
+        self._mappings = {m.table.name: m for m in mappings}
+        missing = [t.name for t in pipeline.tables if t.name not in self._mappings]
+        if missing:
+            raise LookupError(
+                f"sinks/{pipeline.name}.py: ROWS has no mapping for table {missing[0]}; add one"
+            )
+        self._topics: dict[str, Topic] = {t.name: t for t in pipeline.sink_topics}
+        self._letters: dict[str, Topic] = {t.dlq.name: t.dlq for t in pipeline.topics}
+        self._codec = codec
+        self._producer = producer
+        self._database_url = database_url
+        self._progress = progress
+        self._connection: Connection | None = None
+        self._targets: list[_Target] = []
+        self._epochs: dict[TopicPartition, int] = {}
+        self._positions: dict[TopicPartition, int] = {}
+        self._failed: KafkaError | None = None
+
+    @property
+    def topics(self) -> list[str]:
+        """What the sink reads: result topics, and the dead letters of all the pipeline's topics."""
+        return [*self._topics, *self._letters]
+
+    # Partitions
+
+    def claim(self, logs: Mapping[TopicPartition, LogBounds]) -> dict[TopicPartition, Claim]:
+        """Take partitions by raising their epochs. Raises `Transient`, `PositionRefused`."""
+        claims = {}
+        with self._database() as connection:
+            for at, bounds in logs.items():
+                claims[at] = self.checkpoints.claim(connection, at, bounds)
+        for at, claim in claims.items():
+            self._epochs[at] = claim.epoch
+            self._positions[at] = claim.next_offset
+            self._progress.taken(at, claim.next_offset)
+        return claims
+
+    def release(self, partitions: Iterable[TopicPartition]) -> None:
+        """Give partitions up; what was written is committed already."""
+        for at in partitions:
+            self._epochs.pop(at, None)
+            self._progress.given_up(at)
+
+    def forget_lost(self, assigned: Mapping[TopicPartition, int]) -> None:
+        """Drop what is no longer assigned without having been revoked."""
+        self.release([at for at in self._epochs if at not in assigned])
+
+    # A batch
+
+    def write(self, batches: Sequence[PartitionBatch]) -> Written:
+        """Commit these batches in one transaction. Raises `Transient`, `Fenced`, or what is not listed."""
+        started = time.monotonic()
+        # At a partition's end the broker tells its end offset: no news, unless it lies beyond our position.
+        batches = [
+            b
+            for b in batches
+            if self._epochs.get(b.at) == b.epoch and (b.messages or b.next_offset > self._positions[b.at])
+        ]
+        if not batches:
+            return Written({}, 0, 0, 0)
+        items: list[_Item] = []
+        letters: list[Event] = []
+        own: list[Event] = []
+        for batch in batches:
+            self._read(batch, items, letters, own)
+        with self._database() as connection:
+            if not self._targets:
+                self._targets = [_target(connection, t) for t in self.pipeline.tables]
+                self._prepare_staging(connection)
+            self._ensure_partitions(connection, items)
+            with connection.transaction(), connection.cursor() as cursor:
+                written = self._commit(connection, cursor, batches, items, letters, own)
+        self._positions.update(written.positions)
+        for at, position in written.positions.items():
+            last = next(b for b in batches if b.at == at)
+            append_ms = last.messages[-1].timestamp()[1] if last.messages else None
+            self._progress.moved(at, position, append_ms)
+            labels = (self.name, at.topic)
+            RECORDS_CONSUMED.labels(*labels).inc(len(last.messages))
+            BATCH_RECORDS.labels(*labels).observe(len(last.messages))
+            BATCH_SECONDS.labels(*labels).observe(time.monotonic() - started)
+        return written
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _read(
+        self, batch: PartitionBatch, items: list[_Item], letters: list[Event], own: list[Event]
+    ) -> None:
+        """Decode a batch into rows to store, dead letters to store, and dead letters of this sink's own."""
+        is_letter = batch.at.topic in self._letters
+        topic = self._letters[batch.at.topic] if is_letter else self._topics[batch.at.topic]
+        indexes = [i for i, t in enumerate(self.pipeline.tables) if t.topic.name == topic.name]
+        mappings = [(i, self._mappings[self.pipeline.tables[i].name].rows) for i in indexes]
+        for message in batch.messages:
+            try:
+                decoded = self._codec.decode(topic, message.value())
+            except Undecodable as error:
+                if is_letter:
+                    # Somebody's bytes on a dead letter topic: keep them, but do not breed letters of letters.
+                    letters.append(
+                        self._letter(message, topic, "undecodable", error.reason, None, error.schema_id)
+                    )
+                else:
+                    own.append(
+                        self._letter(message, topic, "undecodable", error.reason, None, error.schema_id)
+                    )
+                continue
+            if is_letter:
+                letters.append(decoded.event)
+                continue
+            source = (batch.at.partition, message.offset())
+            try:
+                rows = [(i, (*row, *source)) for i, to_rows in mappings for row in to_rows(decoded.event)]
+            except (ValueError, OverflowError, TypeError, LookupError) as error:
+                reason = f"no row can be made of it ({type(error).__name__}: {error})"
+                own.append(self._letter(message, topic, "invalid", reason, decoded.event, decoded.schema_id))
+                continue
+            items.append(_Item(batch.at, message, topic, decoded.schema_id, decoded.event, rows))
+
+    def _commit(
+        self,
+        connection: Connection,
+        cursor: Cursor,
+        batches: Sequence[PartitionBatch],
+        items: list[_Item],
+        letters: list[Event],
+        own: list[Event],
+    ) -> Written:
+        current = self.checkpoints.lock(cursor, {b.at: b.epoch for b in batches})
+        # What a commit with a lost answer stored already is left out, and only that.
+        behind = {b.at: b for b in batches if b.next_offset > current[b.at]}
+        items = [i for i in items if i.at in behind and (i.message.offset() or 0) >= current[i.at]]
+        own = [
+            e
+            for e in own
+            if (at := TopicPartition(e["topic"], e["partition"])) in behind and e["offset"] >= current[at]
+        ]
+        refused: list[tuple[_Item, _Refused]] = []
+        duplicates = self._store(connection, cursor, items, refused)
+        for item, refusal in refused:
+            letter = self._letter(
+                item.message,
+                item.topic,
+                "constraint",
+                refusal.reason,
+                item.event,
+                item.schema_id,
+                refusal.column,
+            )
+            own.append(letter)
+        if own:
+            self._mirror(own)
+        self._store_letters(cursor, [*letters, *own])
+        dead_at = [TopicPartition(e["topic"], e["partition"]) for e in own]
+        refused_items = {id(i) for i, _ in refused}
+        stored = [i for i in items if id(i) not in refused_items]
+        for at, batch in behind.items():
+            cursor.execute(
+                "INSERT INTO range_records (consumer, topic, partition, from_offset, to_offset,"
+                " records_total, dead_total, duplicates_total, ids_hash, epoch)"
+                " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+                (
+                    self.name,
+                    at.topic,
+                    at.partition,
+                    current[at],
+                    batch.next_offset,
+                    sum((m.offset() or 0) >= current[at] for m in batch.messages),
+                    dead_at.count(at),
+                    duplicates.get(at, 0),
+                    _signed(sum(id_hash(i.event[i.topic.event_id]) for i in stored if i.at == at)),
+                    batch.epoch,
+                ),
+            )
+            self.checkpoints.advance(cursor, at, batch.epoch, current[at], batch.next_offset)
+            DEAD_LETTERS.labels(self.name, at.topic).inc(dead_at.count(at))
+            DUPLICATES.labels(self.name, at.topic).inc(duplicates.get(at, 0))
+        return Written(
+            {b.at: max(b.next_offset, current[b.at]) for b in batches},
+            len(items),
+            len(own),
+            sum(duplicates.values()),
+        )
+
+    # Rows
+
+    def _store(
+        self,
+        connection: Connection,
+        cursor: Cursor,
+        items: list[_Item],
+        refused: list[tuple[_Item, _Refused]],
+    ) -> dict[TopicPartition, int]:
+        """Store the items' rows, moving those that the database refuses to `refused`; counts duplicates."""
+        if not items:
+            return {}
+        try:
+            with connection.transaction():
+                return self._copy_all(connection, cursor, items)
+        except _Refused as refusal:
+            if refusal.row is not None or len(items) == 1:
+                culprit = items[refusal.row if refusal.row is not None else 0]
+                refused.append((culprit, refusal))
+                return self._store(connection, cursor, [i for i in items if i is not culprit], refused)
+        half = len(items) // 2
+        duplicates = self._store(connection, cursor, items[:half], refused)
+        for at, n in self._store(connection, cursor, items[half:], refused).items():
+            duplicates[at] = duplicates.get(at, 0) + n
+        return duplicates
+
+    def _copy_all(
+        self, connection: Connection, cursor: Cursor, items: list[_Item]
+    ) -> dict[TopicPartition, int]:
+        duplicates: dict[TopicPartition, int] = {}
+        for index, target in enumerate(self._targets):
+            owners: list[int] = []
+            rows: list[Row] = []
+            for n, item in enumerate(items):
+                for i, row in item.rows:
+                    if i == index:
+                        owners.append(n)
+                        rows.append(row)
+            if not rows:
+                continue
+            try:
+                written = self._copy_one(connection, cursor, target, rows, duplicates)
+            except _Refused as refusal:
+                if refusal.row is not None:
+                    refusal.row = owners[refusal.row]
+                raise
+            ROWS_WRITTEN.labels(self.name, target.table.topic.name).inc(written)
+        return duplicates
+
+    def _copy_one(
+        self,
+        connection: Connection,
+        cursor: Cursor,
+        target: _Target,
+        rows: list[Row],
+        duplicates: dict[TopicPartition, int],
+    ) -> int:
+        if target.table.merge is Merge.FIRST_WINS:
+            try:
+                # A savepoint: the violation would otherwise end the transaction with all that is in it.
+                with connection.transaction():
+                    self._copy(cursor, target.copy, target, rows)
+                return len(rows)
+            except psycopg.errors.UniqueViolation as error:
+                if error.diag.table_name is None or error.diag.constraint_name is None:
+                    raise
+        with _refusing():
+            self._copy(cursor, target.copy_stage, target, rows)
+            cursor.execute(target.merge)
+            written = 0
+            if target.table.merge is Merge.FIRST_WINS:
+                left: dict[int, int] = {}
+                for row in rows:
+                    left[row[-2]] = left.get(row[-2], 0) + 1
+                for partition, n in cursor.fetchall():
+                    left[partition] -= n
+                    written += n
+                for partition, n in left.items():
+                    if n:
+                        at = TopicPartition(target.table.topic.name, partition)
+                        duplicates[at] = duplicates.get(at, 0) + n
+            else:
+                written = cursor.rowcount
+            cursor.execute(sql.SQL("TRUNCATE {}").format(_stage(target.table)))
+            return written
+
+    def _copy(self, cursor: Cursor, statement: sql.Composed, target: _Target, rows: list[Row]) -> None:
+        n = 0
+        try:
+            with cursor.copy(statement) as copy:
+                copy.set_types(target.types)
+                for row in rows:
+                    copy.write_row(row)
+                    n += 1
+        except psycopg.errors.UniqueViolation:
+            raise
+        except psycopg.OperationalError:
+            raise
+        except psycopg.Error as error:
+            if error.sqlstate is None:  # psycopg itself cannot write the value, as text with a NUL
+                raise _Refused(str(error), None, n) from error
+            if classify(error) is not Failure.INVALID:
+                raise
+            line = _COPY_LINE.search(error.diag.context or "")
+            raise _Refused(
+                _reason(error), error.diag.column_name, int(line.group(1)) - 1 if line else None
+            ) from error
+        except (ValueError, OverflowError, TypeError, AttributeError) as error:
+            raise _Refused(
+                f"a value does not fit its column ({type(error).__name__}: {error})", None, n
+            ) from error
+
+    def _prepare_staging(self, connection: Connection) -> None:
+        for target in self._targets:
+            connection.execute(target.stage)
+
+    def _ensure_partitions(self, connection: Connection, items: list[_Item]) -> None:
+        """Create the time partitions that the rows need, outside their transaction (it locks the parent)."""
+        for index, target in enumerate(self._targets):
+            if target.width_s is None or target.time is None:
+                continue
+            needed = {
+                row[target.time].timestamp() // target.width_s
+                for item in items
+                for i, row in item.rows
+                if i == index and isinstance(row[target.time], datetime)
+            }
+            for bucket in sorted(needed - target.partitions):
+                at = datetime.fromtimestamp(bucket * target.width_s, tz=UTC)
+                connection.execute(
+                    "SELECT millrace_ensure_partitions(%s, %s, %s)", (target.table.name, at, at)
+                )
+                target.partitions.add(bucket)
+
+    # Dead letters
+
+    def _letter(
+        self,
+        message: Message,
+        topic: Topic,
+        error_class: str,
+        reason: str,
+        event: Event | None,
+        schema_id: int | None,
+        column: str | None = None,
+    ) -> Event:
+        return dead_letters.envelope(
+            self.pipeline.name,
+            self.name,
+            message,
+            topic,
+            error_class,
+            reason,
+            field=column,
+            schema_id=schema_id,
+            event=event,
+        )
+
+    def _mirror(self, letters: list[Event]) -> None:
+        """Publish this sink's own dead letters; nothing is committed before the broker has them."""
+        topics = {t.name: t for t in self._topics.values()}
+        for letter in letters:
+            dlq = topics[letter["topic"]].dlq
+            self._producer.produce(
+                dlq.name,
+                self._codec.encode(dlq, letter),
+                letter[dlq.key].encode(),
+                on_delivery=self._delivered,
+            )
+        waiting = self._producer.flush(FLUSH_SECONDS)
+        if self._failed is not None:
+            failed, self._failed = self._failed, None
+            raise KafkaException(failed)
+        if waiting:
+            raise Transient(f"{waiting} dead letters are not acknowledged yet")
+
+    def _delivered(self, error: KafkaError | None, _: Message) -> None:
+        if error is not None:
+            self._failed = error
+
+    def _store_letters(self, cursor: Cursor, letters: list[Event]) -> None:
+        if not letters:
+            return
+        columns = sql.SQL(", ").join(map(sql.Identifier, dead_letters.COLUMNS))
+        values = sql.SQL(", ").join(sql.Placeholder() for _ in dead_letters.COLUMNS)
+        cursor.executemany(
+            sql.SQL("INSERT INTO dead_letters ({}) VALUES ({}) ON CONFLICT DO NOTHING").format(
+                columns, values
+            ),
+            [
+                tuple(
+                    from_ms(v) if c == "append_time" else v.replace("\0", "\\0") if isinstance(v, str) else v
+                    for c, v in zip(dead_letters.COLUMNS, dead_letters.row(letter), strict=True)
+                )
+                for letter in letters
+            ],
+        )
+
+    @contextmanager
+    def _database(self) -> Iterator[Connection]:
+        """The connection, opened anew where it was lost. Turns what waiting may mend into `Transient`."""
+        try:
+            if self._connection is None or self._connection.closed:
+                self._connection = connect(self._database_url, self.name)
+                self._targets = []  # staging tables live as long as their connection
+            yield self._connection
+        except psycopg.Error as error:
+            if self._connection is not None and (self._connection.closed or self._connection.broken):
+                self._connection.close()
+                self._connection = None
+            failure = classify(error)
+            if failure is Failure.MISSING_PARTITION:
+                for target in self._targets:
+                    target.partitions.clear()  # dropped behind our back: create them anew
+                raise Transient(str(error)) from error
+            if failure is Failure.TRANSIENT:
+                raise Transient(f"the database cannot now: {error}") from error
+            raise
+
+
+def _signed(value: int) -> int:
+    """Modulo 2^64, as the signed number that a bigint holds."""
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _reason(error: psycopg.Error) -> str:
+    """The database's own sentence, with the constraint's detail."""
+    detail = f"; {error.diag.message_detail}" if error.diag.message_detail else ""
+    return f"{error.diag.message_primary}{detail}"
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Turn an error that one of the rows must be to blame for into `_Refused`."""
+    try:
+        yield
+    except psycopg.Error as error:
+        if error.sqlstate is not None and classify(error) is Failure.INVALID:
+            raise _Refused(_reason(error), error.diag.column_name, None) from error
+        raise
+
+
+def _stage(table: Table) -> sql.Identifier:
+    return sql.Identifier("pg_temp", f"stage_{table.name}")
+
+
+def _target(connection: Connection, table: Table) -> _Target:
+    """Look the table up in the database and compose its statements. Raises LookupError where it differs."""
+    columns = (*table.columns, *SOURCE_COLUMNS)
+    types: dict[str, int] = {
+        str(name): int(str(oid))
+        for name, oid in connection.execute(
+            "SELECT attname, atttypid FROM pg_attribute"
+            " WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped",
+            (table.name,),
+        )
+    }
+    for column in columns:
+        if column not in types:
+            raise LookupError(
+                f"table {table.name} has no column {column}; correct its migration or its declaration"
+            )
+    width = connection.execute(
+        "SELECT extract(epoch FROM width)::float8 FROM time_tables WHERE name = %s AND NOT hypertable",
+        (table.name,),
+    ).fetchone()
+    identifiers = {c: sql.Identifier(c) for c in columns}
+    values = {
+        "table": sql.Identifier(table.name),
+        "stage": _stage(table),
+        "stage_name": sql.Identifier(_stage(table)._obj[1]),
+        "columns": sql.SQL(", ").join(identifiers.values()),
+        "key": sql.SQL(", ").join(sql.Identifier(c) for c in table.key),
+    }
+    if table.order_by is None:
+        merge = sql.SQL(
+            "WITH stored AS (INSERT INTO {table} ({columns})"
+            " SELECT DISTINCT ON ({key}) {columns} FROM {stage} ORDER BY {key}, stage_n"
+            " ON CONFLICT ({key}) DO NOTHING RETURNING source_partition)"
+            " SELECT source_partition, count(*) FROM stored GROUP BY source_partition"
+        ).format(**values)
+    else:
+        merge = sql.SQL(
+            "INSERT INTO {table} AS old ({columns})"
+            " SELECT DISTINCT ON ({key}) {columns} FROM {stage} ORDER BY {key}, {order_by} DESC, stage_n"
+            " ON CONFLICT ({key}) DO UPDATE SET {sets} WHERE old.{order_by} < excluded.{order_by}"
+        ).format(
+            **values,
+            order_by=sql.Identifier(table.order_by),
+            sets=sql.SQL(", ").join(
+                sql.SQL("{c} = excluded.{c}").format(c=i)
+                for c, i in identifiers.items()
+                if c not in table.key
+            ),
+        )
+    return _Target(
+        table=table,
+        types=[types[c] for c in columns],
+        time=columns.index(table.time) if table.time else None,
+        width_s=float(str(width[0])) if width else None,
+        copy=sql.SQL("COPY {table} ({columns}) FROM STDIN (FORMAT BINARY)").format(**values),
+        stage=sql.SQL(
+            "CREATE TEMP TABLE {stage_name} (LIKE {table} INCLUDING DEFAULTS INCLUDING GENERATED"
+            # With the table's checks COPY itself names the row that breaks one.
+            " INCLUDING CONSTRAINTS, stage_n bigint GENERATED ALWAYS AS IDENTITY)"
+        ).format(**values),
+        copy_stage=sql.SQL("COPY {stage} ({columns}) FROM STDIN (FORMAT BINARY)").format(**values),
+        merge=merge,
+    )

@@ -1,0 +1,146 @@
+"""Rules as data: a conjunction of comparisons over a transaction's facts, checked when it is loaded."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from models.fraud import FEATURES
+
+FLAGS = frozenset({"weekend", "foreign", "online"})
+NUMBERS = frozenset(FEATURES) - FLAGS | {"late_ms"}
+TEXTS = frozenset(
+    {"currency", "country", "home_country", "mcc", "merchant_id", "terminal_id", "customer_id", "channel"}
+)
+FACTS = tuple(sorted(NUMBERS | FLAGS | TEXTS))
+
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+    "in": lambda fact, values: fact in values,
+    "not in": lambda fact, values: fact not in values,
+}
+_OPS = {"number": ("<", "<=", ">", ">=", "==", "!="), "text": ("==", "!=", "in", "not in"), "flag": ("==",)}
+_KEYS = {"id", "description", "when", "action", "score", "reason"}
+ACTIONS = ("review", "decline")
+
+
+class RuleError(ValueError):
+    """Rules that cannot be used; the message names the rule, what is wrong with it, and the remedy."""
+
+
+@dataclass(slots=True, frozen=True)
+class Rule:
+    """One rule. It fires where every condition holds; a fact that is unknown (null) fulfils none."""
+
+    id: str
+    description: str
+    conditions: tuple[tuple[str, Callable[[Any, Any], bool], Any], ...]
+    action: str
+    score: float
+    reason: str
+
+    def fires(self, facts: Mapping[str, Any]) -> bool:
+        for name, compare, value in self.conditions:
+            fact = facts[name]
+            if fact is None or not compare(fact, value):
+                return False
+        return True
+
+
+@dataclass(slots=True, frozen=True)
+class Rules:
+    """A version of the rules, ready to be used."""
+
+    version: int
+    rules: tuple[Rule, ...]
+
+    def fired(self, facts: Mapping[str, Any]) -> list[Rule]:
+        """The rules that fire, in the order of the list."""
+        return [rule for rule in self.rules if rule.fires(facts)]
+
+
+def load_rules(version: int, body: Any) -> Rules:
+    """Check a JSON list of rules and make it usable. Raises `RuleError`."""
+    if not isinstance(body, list):
+        raise RuleError(f"rules version {version}: the body is {_kind(body)}; make it a list of rules")
+    rules = tuple(_rule(f"rules version {version}, rule {n}", entry) for n, entry in enumerate(body, 1))
+    ids = [rule.id for rule in rules]
+    twice = sorted({i for i in ids if ids.count(i) > 1})
+    if twice:
+        raise RuleError(f"rules version {version}: the id {twice[0]!r} is given twice; rename one of them")
+    return Rules(version, rules)
+
+
+def _rule(where: str, entry: Any) -> Rule:
+    if not isinstance(entry, dict):
+        raise RuleError(f"{where} is {_kind(entry)}; make it an object with {', '.join(sorted(_KEYS))}")
+    missing, unknown = sorted(_KEYS - set(entry)), sorted(set(entry) - _KEYS)
+    if missing:
+        raise RuleError(f"{where} lacks {missing[0]!r}; give it one")
+    if unknown:
+        raise RuleError(f"{where} has {unknown[0]!r}, which means nothing; use {', '.join(sorted(_KEYS))}")
+    for name in ("id", "description", "reason"):
+        if not isinstance(entry[name], str) or not entry[name].strip():
+            raise RuleError(f"{where}: {name} is {_kind(entry[name])}; make it text that is not empty")
+    where = f"{where} ({entry['id']})"
+    if entry["action"] not in ACTIONS:
+        raise RuleError(f"{where}: action is {entry['action']!r}; use {' or '.join(ACTIONS)}")
+    score = entry["score"]
+    if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
+        raise RuleError(f"{where}: score is {score!r}; make it a number from 0 to 1")
+    conditions = entry["when"]
+    if not isinstance(conditions, list) or not conditions:
+        raise RuleError(f"{where}: when is {_kind(conditions)}; make it a list of at least one condition")
+    return Rule(
+        id=entry["id"],
+        description=entry["description"],
+        conditions=tuple(_condition(f"{where}, condition {n}", c) for n, c in enumerate(conditions, 1)),
+        action=entry["action"],
+        score=float(score),
+        reason=entry["reason"],
+    )
+
+
+def _condition(where: str, entry: Any) -> tuple[str, Callable[[Any, Any], bool], Any]:
+    if not isinstance(entry, dict) or set(entry) != {"feature", "op", "value"}:
+        raise RuleError(f"{where} is {_kind(entry)}; make it an object with exactly feature, op and value")
+    name, op, value = entry["feature"], entry["op"], entry["value"]
+    if name not in FACTS:
+        raise RuleError(f"{where}: there is no feature {name!r}; use one of {', '.join(FACTS)}")
+    kind = "text" if name in TEXTS else "flag" if name in FLAGS else "number"
+    if op not in _OPS[kind]:
+        raise RuleError(f"{where}: op {op!r} does not fit {name}, a {kind}; use {_or(_OPS[kind])}")
+    if op in ("in", "not in"):
+        if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
+            raise RuleError(f"{where}: value is {_kind(value)}; make it a list of texts, at least one")
+        return name, _COMPARE[op], frozenset(value)
+    fits = {
+        "text": isinstance(value, str),
+        "flag": isinstance(value, bool),
+        "number": isinstance(value, int | float) and not isinstance(value, bool),
+    }[kind]
+    if not fits:
+        remedy = {"text": "a text", "flag": "true or false", "number": "a number"}[kind]
+        raise RuleError(f"{where}: value is {_kind(value)}; {name} is compared with {remedy}")
+    return name, _COMPARE[op], value
+
+
+def _or(choices: Sequence[str]) -> str:
+    return " or ".join([", ".join(choices[:-1]), choices[-1]] if len(choices) > 1 else choices)
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, dict):
+        return f"an object with {', '.join(map(str, value)) or 'nothing'}"
+    if isinstance(value, list):
+        return "a list" if value else "an empty list"
+    return repr(value)

@@ -1,0 +1,452 @@
+"""One processor's work on batches: decode, decide, emit, checkpoint. No Faust, no event loop here.
+
+The order that keeps the promise: outputs are acknowledged by the broker, then state and position are
+committed together. A crash in between reads the same input again from the state before it, and since
+decisions are pure, emits the same bytes, which whoever reads them drops by id.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from infra import versions
+from infra.broker import PartitionBatch
+from infra.checkpoints import Checkpoints, Claim, LogBounds, TopicPartition
+from infra.codec import Codec, Undecodable
+from infra.dead_letters import envelope
+from infra.postgres import Connection, Failure, classify, connect
+from infra.progress import Progress
+from infra.telemetry.metrics import (
+    BATCH_RECORDS,
+    CHECKPOINT_SECONDS,
+    DEAD_LETTERS,
+    DUPLICATES,
+    RECORDS_CONSUMED,
+    RECORDS_PRODUCED,
+)
+from schemas.declare import Pipeline, Processor, Topic
+from streams.decide import Event, Logic, Outcomes, Record
+
+log = logging.getLogger(__name__)
+
+FUTURE_MS = 5 * 60_000
+"""An event time more than this beyond its append time is invalid: its clock is wrong."""
+VERSIONS_SECONDS = 1.0
+"""How often a newer version of rules, fences or models is looked for."""
+FLUSH_SECONDS = 30.0
+SNAPSHOT_FLOOR_BYTES = 4 * 1024 * 1024
+"""Deltas are folded into a new snapshot once they outgrow this and the snapshot before."""
+
+
+class Transient(ConnectionError):
+    """Broker or database cannot now; nothing was applied, the same batch may be tried again."""
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A batch decoded and cut where another version applies; not yet applied to the state."""
+
+    batch: PartitionBatch
+    segments: list[tuple[dict[str, int], list[Record]]]
+    refused: list[Event]
+    append_ms: int
+
+
+@dataclass(slots=True)
+class _Owned:
+    """A partition that this process owns."""
+
+    epoch: int
+    state: Any
+    committed: int
+    """Position as of the last checkpoint."""
+    applied: int
+    """Position that the state stands at."""
+    activations: dict[str, versions.Activations]
+    unsaved: list[bytes] = field(default_factory=list)
+    """Deltas of the state that no acknowledged commit holds."""
+    attempted: tuple[int, int] | None = None
+    """Position and number of deltas of a COMMIT whose answer never came: it may have gone through."""
+    delta_bytes: int = 0
+    snapshot_bytes: int = 0
+    append_ms: int | None = None
+
+
+@dataclass
+class Runner:
+    """The processor `processor` with its logic. `prepare`, `checkpoint`, `claim`, `release` may block;
+    `apply` does not, beyond what the decision itself costs. Never called from two threads at once.
+    """
+
+    pipeline: Pipeline
+    processor: Processor
+    logic: Logic[Any]
+    codec: Codec
+    producer: Producer
+    database_url: str
+    progress: Progress
+    _owned: dict[TopicPartition, _Owned] = field(default_factory=dict)
+    _loaded: dict[tuple[str, int], Any] = field(default_factory=dict)
+    _connection: Connection | None = None
+    _latest: dict[str, int] = field(default_factory=dict)
+    _latest_at: float = 0.0
+    _failed: KafkaError | None = None
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def __post_init__(self) -> None:
+        self.checkpoints = Checkpoints(self.processor.name)
+        self._topics = {t.name: t for t in self.processor.sources}
+        self._produced = {
+            t.name: RECORDS_PRODUCED.labels(self.processor.name, t.name)
+            for t in (*self.processor.outputs, *(s.dlq for s in self.processor.sources))
+        }
+
+    # Taking and giving up partitions
+
+    def claim(self, logs: Mapping[TopicPartition, LogBounds]) -> dict[TopicPartition, Claim]:
+        """Take partitions: raise epochs, restore state. Raises `Transient`, `PositionRefused`."""
+        claims: dict[TopicPartition, Claim] = {}
+        kinds = self.logic.version_kinds
+        with self._database() as connection:
+            for at, bounds in logs.items():
+                started = time.monotonic()
+                claim = self.checkpoints.claim(connection, at, bounds)
+                state = self.logic.new_state()
+                size = 0
+                for chunk in self.checkpoints.read_state(connection, at):
+                    state.load(chunk)
+                    size += len(chunk)
+                self._owned[at] = _Owned(
+                    epoch=claim.epoch,
+                    state=state,
+                    committed=claim.next_offset,
+                    applied=claim.next_offset,
+                    activations=versions.read_activations(connection, self.processor.name, at, kinds),
+                    snapshot_bytes=size,
+                )
+                self.progress.taken(at, claim.next_offset)
+                claims[at] = claim
+                log.info(
+                    "partition taken",
+                    extra={
+                        "consumer": self.processor.name,
+                        "topic": at.topic,
+                        "partition": at.partition,
+                        "offset": claim.next_offset,
+                        "epoch": claim.epoch,
+                        "state_bytes": size,
+                        "seconds": round(time.monotonic() - started, 3),
+                    },
+                )
+        return claims
+
+    def release(self, partitions: Iterable[TopicPartition]) -> None:
+        """Give partitions up, after a checkpoint if one can be had; nothing of them is kept."""
+        going = list(partitions)
+        try:
+            self.checkpoint()
+        finally:
+            for at in going:
+                self._owned.pop(at, None)
+                self.progress.given_up(at)
+
+    def forget_lost(self, assigned: Mapping[TopicPartition, int]) -> None:
+        """Drop what is no longer assigned (lost without a revocation): it may not be committed any more."""
+        for at in [p for p in self._owned if p not in assigned]:
+            del self._owned[at]
+            self.progress.given_up(at)
+
+    # A batch
+
+    def prepare(self, batches: Iterable[PartitionBatch]) -> list[Prepared]:
+        """Decode the batches and write down from where newer versions apply.
+
+        Raises `Transient` (nothing was applied; give the batches again later) or `Fenced`.
+        """
+        prepared = []
+        for batch in batches:
+            owned = self._owned.get(batch.at)
+            if owned is None or batch.epoch != owned.epoch:
+                continue
+            records, refused = self._decode(batch)
+            append_ms = batch.messages[-1].timestamp()[1] if batch.messages else 0
+            prepared.append(Prepared(batch, self._cut(batch.at, owned, records), refused, append_ms))
+        return prepared
+
+    def apply(self, prepared: Iterable[Prepared]) -> None:
+        """Fold prepared batches into the state and produce what is emitted, without waiting for the broker.
+
+        An exception is a defect: the state is then in between, and the process must end without a checkpoint.
+        """
+        for work in prepared:
+            at = work.batch.at
+            owned = self._owned.get(at)
+            if owned is None or owned.epoch != work.batch.epoch:
+                continue
+            source = self._topics[at.topic]
+            out = Outcomes()
+            for in_force, records in work.segments:
+                usable = {kind: self._loaded[(kind, v)] for kind, v in in_force.items() if v}
+                self.logic.decide(owned.state, records, usable, out)
+            for topic, event in out.emitted:
+                self._produce(topic, event)
+            by_offset = {m.offset(): m for m in work.batch.messages} if out.dead else {}
+            for record, error_class, field_name, reason in out.dead:
+                message = by_offset[record.offset]
+                schema_id = int.from_bytes((message.value() or b"")[1:5], "big")
+                work.refused.append(
+                    self._refuse(message, source, error_class, reason, field_name, schema_id, record.event)
+                )
+            for event in work.refused:
+                self._produce(source.dlq, event)
+            owned.applied = work.batch.next_offset
+            owned.append_ms = work.append_ms or owned.append_ms
+            labels = (self.processor.name, at.topic)
+            RECORDS_CONSUMED.labels(*labels).inc(len(work.batch.messages))
+            BATCH_RECORDS.labels(*labels).observe(len(work.batch.messages))
+            DUPLICATES.labels(*labels).inc(out.duplicates_total)
+            DEAD_LETTERS.labels(*labels).inc(len(work.refused))
+        self.producer.poll(0)
+
+    # The checkpoint
+
+    @property
+    def dirty(self) -> bool:
+        """Whether something was applied that is not committed."""
+        return any(o.applied != o.committed for o in self._owned.values())
+
+    def checkpoint(self) -> dict[TopicPartition, int]:
+        """Wait for the outputs, then commit state and positions together; returns the positions.
+
+        Raises `Transient` (call it again later), `Fenced`, or KafkaException where an output was refused.
+        """
+        with self._lock:
+            moved = {at: o for at, o in self._owned.items() if o.applied != o.committed}
+            if not moved:
+                return {}
+            started = time.monotonic()
+            waiting = self.producer.flush(FLUSH_SECONDS)
+            if self._failed is not None:
+                raise KafkaException(self._failed)
+            if waiting:
+                raise Transient(f"{waiting} outputs are not acknowledged yet")
+            with self._database() as connection, connection.transaction(), connection.cursor() as cursor:
+                current = self.checkpoints.lock(cursor, {at: o.epoch for at, o in moved.items()})
+                for at, owned in moved.items():
+                    self._settle(owned, current[at])
+                    if owned.applied != owned.committed:
+                        self.checkpoints.advance(cursor, at, owned.epoch, owned.committed, owned.applied)
+                        self._write_state(cursor, at, owned)
+            for at, owned in moved.items():
+                self._settle(owned, owned.applied)
+                self.progress.moved(at, owned.applied, owned.append_ms)
+            CHECKPOINT_SECONDS.labels(self.processor.name, self.processor.sources[0].name).observe(
+                time.monotonic() - started
+            )
+            return {at: o.committed for at, o in moved.items()}
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    @staticmethod
+    def _settle(owned: _Owned, position: int) -> None:
+        """Take note that the database stands at `position`: of a commit whose answer was lost, or of ours."""
+        if owned.attempted is not None and owned.attempted[0] == position:
+            owned.committed = position
+            del owned.unsaved[: owned.attempted[1]]
+        owned.attempted = None
+
+    def _write_state(self, cursor: psycopg.Cursor[Any], at: TopicPartition, owned: _Owned) -> None:
+        delta = owned.state.delta()
+        if delta is not None:
+            owned.unsaved.append(delta)
+            owned.delta_bytes += len(delta)
+        if owned.delta_bytes > max(SNAPSHOT_FLOOR_BYTES, owned.snapshot_bytes):
+            chunks = list(owned.state.snapshot())
+            self.checkpoints.write_snapshot(cursor, at, owned.applied, chunks)
+            owned.snapshot_bytes, owned.delta_bytes = sum(map(len, chunks)), 0
+        elif owned.unsaved:
+            self.checkpoints.write_delta(cursor, at, owned.applied, owned.unsaved)
+        owned.attempted = (owned.applied, len(owned.unsaved))
+
+    # Decoding
+
+    def _decode(self, batch: PartitionBatch) -> tuple[list[Record], list[Event]]:
+        topic = self._topics[batch.at.topic]
+        records: list[Record] = []
+        refused: list[Event] = []
+        for message in batch.messages:
+            offset = message.offset()
+            assert offset is not None
+            try:
+                decoded = self.codec.decode(topic, message.value())
+            except Undecodable as error:
+                refused.append(
+                    self._refuse(message, topic, "undecodable", error.reason, None, error.schema_id, None)
+                )
+                continue
+            event = decoded.event
+            append_ms = message.timestamp()[1]
+            key = message.key()
+            if key is None or key != str(event[topic.key]).encode():
+                refused.append(
+                    self._refuse(
+                        message,
+                        topic,
+                        "invalid",
+                        f"the record's key is not the event's {topic.key}, so its order is not kept;"
+                        f" produce it with key {event[topic.key]!r}",
+                        topic.key,
+                        decoded.schema_id,
+                        event,
+                    )
+                )
+            elif event[topic.event_time] // topic.event_time_unit_per_ms > append_ms + FUTURE_MS:
+                refused.append(
+                    self._refuse(
+                        message,
+                        topic,
+                        "invalid",
+                        "the event time lies more than 5 minutes after the record's append time;"
+                        " set the producer's clock",
+                        topic.event_time,
+                        decoded.schema_id,
+                        event,
+                    )
+                )
+            else:
+                records.append(Record(topic.name, batch.at.partition, offset, append_ms, event))
+        return records, refused
+
+    def _refuse(
+        self,
+        message: Message,
+        topic: Topic,
+        error_class: str,
+        reason: str,
+        field_name: str | None,
+        schema_id: int | None,
+        event: Event | None,
+    ) -> Event:
+        return envelope(
+            self.pipeline.name,
+            self.processor.name,
+            message,
+            topic,
+            error_class,
+            reason,
+            field=field_name,
+            schema_id=schema_id,
+            event=event,
+        )
+
+    # Versions
+
+    def _cut(
+        self, at: TopicPartition, owned: _Owned, records: list[Record]
+    ) -> list[tuple[dict[str, int], list[Record]]]:
+        """The records in stretches for which one set of versions is in force."""
+        if not records:
+            return []
+        kinds = self.logic.version_kinds
+        if not kinds:
+            return [({}, records)]
+        first, last = records[0].offset, records[-1].offset
+        self._apply_newer(at, owned, first)
+        borders = sorted({b for a in owned.activations.values() for b in a.boundaries(first, last)})
+        segments = []
+        start = 0
+        for border in [*borders, last + 1]:
+            end = start
+            while end < len(records) and records[end].offset < border:
+                end += 1
+            if end > start:
+                in_force = {kind: owned.activations[kind].at(records[start].offset) for kind in kinds}
+                for kind, version in in_force.items():
+                    self._load(kind, version)
+                segments.append((in_force, records[start:end]))
+            start = end
+        return segments
+
+    def _apply_newer(self, at: TopicPartition, owned: _Owned, offset: int) -> None:
+        kinds = self.logic.version_kinds
+        now = time.monotonic()
+        if not self._latest or now - self._latest_at > VERSIONS_SECONDS:
+            with self._database() as connection:
+                self._latest = versions.latest(connection, self.pipeline.name, kinds)
+            self._latest_at = now
+        new = {}
+        for kind, version in self._latest.items():
+            activations = owned.activations[kind]
+            # What was written down for later offsets (before a crash) is history already: follow it.
+            newest = activations.versions[-1] if activations.versions else versions.NONE_PUBLISHED
+            if version > newest and (not activations.offsets or activations.offsets[-1] < offset):
+                new[kind] = version
+        if not new:
+            return
+        for kind, version in new.items():
+            self._load(kind, version)  # a version that cannot be loaded must not be written down
+        with self._database() as connection:
+            versions.activate(connection, self.checkpoints, at, owned.epoch, offset, new)
+        for kind, version in new.items():
+            owned.activations[kind].add(offset, version)
+        log.info(
+            "versions apply",
+            extra={
+                "consumer": self.processor.name,
+                "topic": at.topic,
+                "partition": at.partition,
+                "offset": offset,
+                "versions": new,
+            },
+        )
+
+    def _load(self, kind: str, version: int) -> None:
+        if version and (kind, version) not in self._loaded:
+            with self._database() as connection:
+                body = versions.body(connection, self.pipeline.name, kind, version)
+            self._loaded[(kind, version)] = self.logic.load_version(kind, version, body)
+
+    # Broker and database
+
+    def _produce(self, topic: Topic, event: Event) -> None:
+        value = self.codec.encode(topic, event)
+        key = str(event[topic.key]).encode()
+        while True:
+            try:
+                self.producer.produce(topic.name, value, key, on_delivery=self._delivered)
+                return
+            except BufferError:
+                self.producer.poll(0.05)
+
+    def _delivered(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            self._failed = error
+        else:
+            self._produced[str(message.topic())].inc()
+
+    @contextmanager
+    def _database(self) -> Iterator[Connection]:
+        """The connection, opened anew where it was lost. Turns what waiting may mend into `Transient`."""
+        try:
+            if self._connection is None or self._connection.closed:
+                self._connection = connect(self.database_url, self.processor.name)
+            yield self._connection
+        except psycopg.Error as error:
+            if self._connection is not None and (self._connection.closed or self._connection.broken):
+                self._connection.close()
+                self._connection = None
+            if classify(error) is Failure.TRANSIENT:
+                raise Transient(f"the database cannot now: {error}") from error
+            raise

@@ -1,0 +1,217 @@
+"""The supervisor with real, tiny child processes and a real daemon that is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from infra import supervisor
+from infra.settings import SETTINGS, Settings
+from infra.supervisor import ProcessState, State
+
+SLEEPER = "import time; time.sleep(600)"
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+
+DAEMON = textwrap.dedent("""
+    import signal, sys
+    from pathlib import Path
+    from infra import supervisor
+    from infra.supervisor import ProcessSpec, Supervisor
+
+    home = Path(sys.argv[1])
+    programs = dict(p.split("=", 1) for p in sys.argv[3:])
+    specs = [
+        ProcessSpec(role=n.split("-")[0], pipeline=n.split("-")[1], argv=(sys.executable, "-c", code), port=1)
+        for n, code in programs.items()
+    ]
+    prepare = (sys.executable, "-c", sys.argv[2]) if sys.argv[2] else ()
+    one = Supervisor(home, specs, prepare=prepare, deadline_s=1.0)
+    signal.signal(signal.SIGTERM, lambda *_: one.request_stop())
+    signal.signal(signal.SIGHUP, lambda *_: one.retry())
+    with supervisor.supervisor_lock(home) as free:
+        if not free:
+            sys.exit(9)
+        one.run()
+""")
+
+
+class Daemon:
+    """A supervisor daemon over named programs, in a state folder of its own."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.started: list[subprocess.Popen[bytes]] = []
+
+    def start(self, prepare: str = "", **programs: str) -> subprocess.Popen[bytes]:
+        argv = [f"{name.replace('_', '-')}={code}" for name, code in programs.items()]
+        popen = subprocess.Popen([sys.executable, "-c", DAEMON, str(self.home), prepare, *argv])
+        self.started.append(popen)
+        return popen
+
+    def processes(self) -> dict[str, ProcessState]:
+        report = supervisor.read_report(self.home)
+        return {p.name: p for p in report.processes} if report else {}
+
+    def until(
+        self, holds: Callable[[dict[str, ProcessState]], bool], deadline_s: float = 15
+    ) -> dict[str, ProcessState]:
+        """Wait until the state file says so."""
+        end = time.monotonic() + deadline_s
+        while not holds(found := self.processes()):
+            assert time.monotonic() < end, f"still {found}"
+            time.sleep(0.05)
+        return found
+
+
+def running(*names: str) -> Callable[[dict[str, ProcessState]], bool]:
+    return lambda found: all(n in found and found[n].state is State.RUNNING for n in names)
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    one = Daemon(tmp_path)
+    yield one
+    for popen in one.started:
+        popen.kill()
+        popen.wait()
+    for process in supervisor.living(tmp_path).values():
+        process.kill()
+
+
+def test_a_killed_child_is_started_again(daemon: Daemon) -> None:
+    """kill -9 of a process: a new one runs, and the state file counts the restart and names the signal."""
+    daemon.start(sink_fraud=SLEEPER, api_all=SLEEPER)
+    before = daemon.until(running("sink-fraud", "api-all"))
+    victim = before["sink-fraud"].pid
+    assert victim
+    os.kill(victim, signal.SIGKILL)
+    after = daemon.until(lambda p: p["sink-fraud"].restarts == 1 and p["sink-fraud"].state is State.RUNNING)
+    assert after["sink-fraud"].pid != victim
+    assert after["sink-fraud"].last_exit == -signal.SIGKILL
+    assert after["api-all"] == before["api-all"]
+
+
+def test_a_killed_supervisor_loses_and_doubles_nothing(daemon: Daemon) -> None:
+    """kill -9 of the supervisor: its successor adopts what lives and restarts what died between."""
+    first = daemon.start(sink_fraud=SLEEPER, processor_fraud=SLEEPER, api_all=SLEEPER)
+    before = daemon.until(running("sink-fraud", "processor-fraud", "api-all"))
+    first.kill()
+    first.wait()
+    dead = before["processor-fraud"].pid
+    assert dead
+    os.kill(dead, signal.SIGKILL)
+    psutil.wait_procs([psutil.Process(dead)] if psutil.pid_exists(dead) else [], timeout=0.2)
+    # What a kill between the birth of a child and the writing of the state file leaves behind:
+    (daemon.home / "run" / "processes.json").unlink()
+    daemon.start(sink_fraud=SLEEPER, processor_fraud=SLEEPER, api_all=SLEEPER)
+    after = daemon.until(running("sink-fraud", "processor-fraud", "api-all"))
+    assert after["sink-fraud"].pid == before["sink-fraud"].pid
+    assert after["api-all"].pid == before["api-all"].pid
+    assert after["processor-fraud"].pid != dead
+    assert {n: p.pid for n, p in supervisor.living(daemon.home).items()} == {
+        n: p.pid for n, p in after.items()
+    }
+    # An adopted process is watched as well.
+    adopted = after["sink-fraud"].pid
+    assert adopted
+    os.kill(adopted, signal.SIGKILL)
+    daemon.until(lambda p: p["sink-fraud"].pid not in (None, adopted))
+
+
+def test_only_one_supervisor_at_a_time(daemon: Daemon) -> None:
+    """A second supervisor of the same state folder leaves at once and touches nothing."""
+    first = daemon.start(sink_fraud=SLEEPER)
+    before = daemon.until(running("sink-fraud"))
+    assert supervisor.supervisor_pid(daemon.home) == first.pid
+    second = daemon.start(sink_fraud=SLEEPER)
+    assert second.wait(timeout=10) == 9
+    assert daemon.processes() == before
+
+
+@pytest.mark.parametrize(("code", "state"), [(3, State.FENCED), (4, State.REFUSED)])
+def test_a_process_that_must_rest_is_not_started_again(daemon: Daemon, code: int, state: State) -> None:
+    """Exit codes 3 and 4 are shown and stay, until an operator asks for another try."""
+    popen = daemon.start(processor_fleet=f"import sys; sys.exit({code})")
+    daemon.until(lambda p: p.get("processor-fleet") is not None and p["processor-fleet"].state is state)
+    time.sleep(3 * supervisor.BACKOFF_FIRST_S)
+    found = daemon.processes()["processor-fleet"]
+    assert (found.restarts, found.last_exit, found.pid) == (0, code, None)
+    popen.send_signal(signal.SIGHUP)
+    daemon.until(lambda p: p["processor-fleet"].restarts == 1 and p["processor-fleet"].state is state)
+
+
+def test_restarts_are_spaced_out(daemon: Daemon) -> None:
+    """A process that dies at once is tried after 0.5 s, then after 1 s, then after 2 s."""
+    began = time.monotonic()
+    daemon.start(sink_orders="raise SystemExit(1)")
+    daemon.until(lambda p: "sink-orders" in p and p["sink-orders"].restarts == 2)
+    assert time.monotonic() - began >= 1.5
+    time.sleep(1)
+    assert daemon.processes()["sink-orders"].restarts == 2
+
+
+def test_stop_ends_every_process_those_that_write_first(daemon: Daemon, tmp_path: Path) -> None:
+    """Stopping ends connectors before sinks, kills what does not listen, and leaves no process behind."""
+    note = "import pathlib, signal, sys, time\n"
+    note += "def bye(*_):\n    open({path!r}, 'a').write({name!r}); sys.exit(0)\n"
+    note += "signal.signal(signal.SIGTERM, bye)\ntime.sleep(600)"
+    path = str(tmp_path / "order")
+    daemon.start(
+        sink_fraud=note.format(path=path, name="sink "),
+        api_all=STUBBORN,
+        connector_gateway=note.format(path=path, name="connector "),
+    )
+    daemon.until(running("sink-fraud", "api-all", "connector-gateway"))
+    time.sleep(0.5)  # until the children have set their handlers
+    pids = [p.pid for p in daemon.processes().values()]
+    supervisor.stop(Settings({SETTINGS["home"].variable: str(tmp_path)}))
+    assert daemon.started[0].wait(timeout=5) == 0
+    assert (tmp_path / "order").read_text() == "connector sink "
+    assert not any(pid and psutil.pid_exists(pid) for pid in pids)
+    assert {p.state for p in daemon.processes().values()} == {State.STOPPED}
+
+
+def test_stop_also_ends_what_a_killed_supervisor_left(daemon: Daemon, tmp_path: Path) -> None:
+    """Without a supervisor, `stop` finds the processes by their mark and ends them."""
+    first = daemon.start(sink_fraud=SLEEPER)
+    daemon.until(running("sink-fraud"))
+    first.kill()
+    first.wait()
+    assert supervisor.supervisor_pid(tmp_path) is None
+    supervisor.stop(Settings({SETTINGS["home"].variable: str(tmp_path)}))
+    assert supervisor.living(tmp_path) == {}
+
+
+def test_nothing_starts_before_prepare_has_succeeded(daemon: Daemon, tmp_path: Path) -> None:
+    """A failing prepare is repeated, and its processes wait for it."""
+    prepare = (
+        f"import pathlib, sys; p = pathlib.Path({str(tmp_path / 'tries')!r}); "
+        "n = len(p.read_text()) if p.exists() else 0; p.write_text('x' * (n + 1)); sys.exit(n == 0)"
+    )
+    daemon.start(prepare, sink_fraud=SLEEPER)
+    found = daemon.until(lambda p: bool(p))
+    assert found["sink-fraud"].state is State.WAITING
+    daemon.until(running("sink-fraud"))
+    assert (tmp_path / "tries").read_text() == "xx"
+
+
+def test_a_long_log_is_turned_over(daemon: Daemon, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A log beyond its size is copied to .1 and goes on empty, though its writer keeps it open."""
+    monkeypatch.setattr(supervisor, "LOG_MOST_BYTES", 10)
+    path = tmp_path / "sink-fraud.log"
+    with path.open("a") as writer:
+        writer.write("before the turn\n")
+        writer.flush()
+        supervisor._rotate(path)
+        writer.write("after\n")
+    assert path.read_text() == "after\n"
+    assert (tmp_path / "sink-fraud.log.1").read_text() == "before the turn\n"
