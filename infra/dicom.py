@@ -95,13 +95,19 @@ def one_line(text: str) -> str:
 
 
 def identify(file: BinaryIO) -> Identity:
-    """Read who a file is from its head, without its pixels. Raises `Unacceptable`."""
+    """Read who a file is, most often from its head alone. Raises `Unacceptable`, where `read` would."""
 
     def beyond_identity(tag: int, vr: str | None, length: int) -> bool:
         return tag > _SERIES_UID_TAG
 
-    with quietly([]), _damage_refused():
-        return _identity(_parsed(file, _IDENTITY_TAGS, beyond_identity))
+    with quietly([]):
+        try:
+            with _damage_refused():
+                return _identity(_parsed(file, _IDENTITY_TAGS, beyond_identity))
+        except Unacceptable:
+            # Some writers put elements out of order: only the whole file tells.
+            with _damage_refused():
+                return _identity(_parsed(file, _IDENTITY_TAGS, None))
 
 
 def read(data: bytes, tags: Sequence[str], notes: list[str]) -> tuple[Identity, FileDataset]:
