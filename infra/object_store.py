@@ -82,7 +82,6 @@ class FolderStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._incoming = folder / "incoming"
-        self._incoming.mkdir(parents=True, exist_ok=True)
 
     def path(self, digest: str) -> Path:
         """Where the object of this digest lies; raises `ObjectMissing` for what is no digest."""
@@ -92,6 +91,7 @@ class FolderStore:
         return self._folder / digest[:2] / digest[2:4] / digest
 
     def draft(self, limit_bytes: int) -> FolderDraft:
+        self._incoming.mkdir(parents=True, exist_ok=True)
         return FolderDraft(self, self._incoming, limit_bytes)
 
     def put(self, data: bytes) -> StoredObject:

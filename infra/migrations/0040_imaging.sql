@@ -171,12 +171,12 @@ COMMENT ON COLUMN dicom_uploads.relation IS 'first: it brought the instance; sam
 
 CREATE VIEW series_overview AS
 SELECT s.tenant, s.study_uid, s.series_uid, s.modality, s.series_number, s.series_description, s.series_date,
-       s.series_time, s.body_part, s.manufacturer, s.institution_name, s.uploaded_at,
-       count(i.sop_instance_uid)         AS instances_total,
-       coalesce(sum(i.size_bytes), 0)::bigint AS size_bytes
+       s.series_time, s.body_part, s.manufacturer, s.institution_name, s.uploaded_at, n.instances_total,
+       n.size_bytes
 FROM series s
-LEFT JOIN instances i USING (tenant, study_uid, series_uid)
-GROUP BY s.tenant, s.study_uid, s.series_uid;
+CROSS JOIN LATERAL (
+    SELECT count(*) AS instances_total, coalesce(sum(size_bytes), 0)::bigint AS size_bytes
+    FROM instances WHERE tenant = s.tenant AND study_uid = s.study_uid AND series_uid = s.series_uid) n;
 COMMENT ON VIEW series_overview IS 'Series with the number and size of their instances';
 COMMENT ON COLUMN series_overview.instances_total IS 'Instances in the series';
 COMMENT ON COLUMN series_overview.size_bytes IS 'Size of their files in bytes';
