@@ -257,7 +257,8 @@ class Bridge:
     def _on_disconnect(
         self, _: Client, __: Any, flags: DisconnectFlags, code: ReasonCode, ___: Properties | None
     ) -> None:
-        self._taken_over = flags.is_disconnect_packet_from_server and code.value == SESSION_TAKEN_OVER
+        if flags.is_disconnect_packet_from_server and code.value == SESSION_TAKEN_OVER:
+            self._taken_over = True
         self._give_up(f"the MQTT broker ended the connection: {code}")
 
     def _on_message(self, _: Client, __: Any, message: MQTTMessage) -> None:
