@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 import uuid
 from typing import Any
@@ -13,6 +12,7 @@ from infra.object_store import StoredObject
 Event = dict[str, Any]
 
 MAX_NAME_CHARACTERS = 255
+_UPLOADS = uuid.UUID("0a2ee5ab-a40f-4ba8-9361-0a2d4a2bd9b1")  # the name space of upload ids
 
 
 def upload_event(
@@ -44,8 +44,7 @@ def upload_event(
 
 
 def _event_id(tenant: str, digest: str, client_id: str) -> str:
-    name = "\0".join((tenant, digest, client_id))
-    return str(uuid.UUID(bytes=hashlib.sha256(name.encode()).digest()[:16], version=8))
+    return str(uuid.uuid5(_UPLOADS, "\0".join((tenant, digest, client_id))))
 
 
 def _base_name(filename: str | None) -> str | None:

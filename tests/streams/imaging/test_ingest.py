@@ -180,3 +180,13 @@ def test_answers_do_not_depend_on_the_batches(
         logic.decide(NoState(), log[start : start + batch], {}, cut)
     assert cut == whole
     assert len(whole.emitted) + len(whole.dead) == len(log)
+
+
+def test_a_file_that_was_cut_within_its_pixels_says_so(
+    store: FolderStore, upload: Callable[..., Record]
+) -> None:
+    """A compressed file without its end is refused as cut short, not as one without UIDs."""
+    whole = (FILES / "MR_small_jp2klossless.dcm").read_bytes()
+    ((_, _, field, reason),) = decide(store, [upload(whole[:-400])]).dead
+    assert field == "file"
+    assert "cut short" in reason
