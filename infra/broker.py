@@ -349,7 +349,6 @@ class Source:
 def topic_ids(bootstrap_servers: str, names: Iterable[str]) -> dict[str, str]:
     """Each topic's id at the broker. Raises KafkaException where one is unknown."""
     wanted = list(names)
-    described = admin(bootstrap_servers).describe_topics(
-        TopicCollection(wanted), request_timeout=ADMIN_SECONDS
-    )
+    client = admin(bootstrap_servers)  # held: answers are lost with a client that nobody holds
+    described = client.describe_topics(TopicCollection(wanted), request_timeout=ADMIN_SECONDS)
     return {name: str(future.result(timeout=ADMIN_SECONDS).topic_id) for name, future in described.items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from importlib.util import find_spec
 
 import psycopg
@@ -42,17 +43,19 @@ def prepare(settings: Settings, pipelines: Pipelines, progress: Callable[[str], 
         raise PrepareError(f"topics: {error}; look at `millrace status`") from error
     progress(f"topics: {len(created)} created, {len(topics) - len(created)} there already")
 
-    codec = Codec(settings.schema_registry_url)
-    for topic in topics:
-        try:
-            codec.register(topic)
-        except SchemaRegistryError as error:
-            raise PrepareError(
-                f"the registry refuses {topic.schema_path.name} as {topic.subject}: {error.error_message};"
-                " give new fields a default, or write to a topic of a new name"
-            ) from error
-        except OSError as error:
-            raise PrepareError(f"the registry does not answer: {error}; look at `millrace status`") from error
+    with closing(Codec(settings.schema_registry_url)) as codec:
+        for topic in topics:
+            try:
+                codec.register(topic)
+            except SchemaRegistryError as error:
+                raise PrepareError(
+                    f"the registry refuses the schema of {topic.subject}: {error.error_message};"
+                    " give new fields a default, or write to a topic of a new name"
+                ) from error
+            except OSError as error:
+                raise PrepareError(
+                    f"the registry does not answer: {error}; look at `millrace status`"
+                ) from error
     progress(f"schemas: {len(topics)} registered")
 
     try:

@@ -16,6 +16,9 @@ from typing import Any
 PRIMITIVES = frozenset({"null", "boolean", "int", "long", "float", "double", "bytes", "string"})
 NAMED = frozenset({"record", "enum", "fixed"})
 
+MOST_LEVELS = 100
+"""How deep types may be nested; deeper ones would exhaust the stack of those who walk the graph."""
+
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ORDERS = ("ascending", "descending", "ignore")
 _SCHEMA_KEYS = frozenset(
@@ -87,7 +90,9 @@ def load(text: str) -> Any:
     except json.JSONDecodeError as error:
         raise SchemaError(f"the schema is not JSON: {error}; send the schema's JSON text") from error
     except RecursionError:
-        raise SchemaError("the schema is nested too deeply to be read; flatten it") from None
+        raise SchemaError(
+            "the schema is nested too deeply to be read; define its types side by side"
+        ) from None
 
 
 def parse(source: Any, names: dict[str, Schema] | None = None) -> Schema:
@@ -96,10 +101,7 @@ def parse(source: Any, names: dict[str, Schema] | None = None) -> Schema:
     `names` holds the types known beforehand, by full name, and receives every type defined here.
     Raises SchemaError.
     """
-    try:
-        return _Parser({} if names is None else names).schema(source, "", "")
-    except RecursionError:
-        raise SchemaError("the schema is nested too deeply to be read; flatten it") from None
+    return _Parser({} if names is None else names).schema(source, "", "")
 
 
 def _at(path: str) -> str:
@@ -109,11 +111,26 @@ def _at(path: str) -> str:
 class _Parser:
     def __init__(self, names: dict[str, Schema]) -> None:
         self.names = names
+        self.levels = 0
         # A record's defaults may speak of types whose fields are still being read.
         self.unfinished = 0
         self.defaults: list[tuple[Schema, Field, str]] = []
 
     def schema(self, source: Any, namespace: str, path: str) -> Schema:
+        self.levels += 1
+        if self.levels > MOST_LEVELS:
+            raise SchemaError(
+                f"types are nested more than {MOST_LEVELS} levels deep; define them side by side"
+            )
+        node = self.node(source, namespace, path)
+        self.levels -= 1
+        return node
+
+    def node(self, source: Any, namespace: str, path: str) -> Schema:
+        if path.count("/") > 2 * MOST_LEVELS:
+            raise SchemaError(
+                f"types are nested more than {MOST_LEVELS} levels deep; define them side by side"
+            )
         if isinstance(source, str):
             return self.reference(source, namespace, path)
         if isinstance(source, list):

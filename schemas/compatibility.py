@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, NoReturn
 
-from schemas.avro import Field, Schema, parse
+from schemas.avro import Field, Schema, SchemaError, parse
 
 
 class Level(StrEnum):
@@ -98,6 +98,10 @@ def check(
         return list(checker.pair(_schema(reader), _schema(writer), _Place("", "the schema")))
     except _AmbiguousFieldError as ambiguity:
         return [ambiguity.reason]
+    except RecursionError:
+        raise SchemaError(
+            "the schemas refer to themselves in too many combinations to be compared; simplify the recursion"
+        ) from None
 
 
 def check_evolution(

@@ -38,10 +38,11 @@ class Sink:
         self._batch_records = settings.number("batch_records")
         self.ending = threading.Event()
         self.progress = Progress(pipeline.sink_name, [t.name for t in pipeline.sink_topics], health)
+        self._codec = Codec(settings.schema_registry_url)
         self.writer = Writer(
             pipeline,
             mappings,
-            Codec(settings.schema_registry_url),
+            self._codec,
             producer(settings.kafka_bootstrap_servers),
             settings.database_url,
             self.progress,
@@ -85,3 +86,4 @@ class Sink:
         finally:
             self._source.close()
             self.writer.close()
+            self._codec.close()

@@ -178,13 +178,15 @@ class Worker:
         instance: str = "0",
     ) -> None:
         self._health = health
+        data = settings.home_path / "faust" / f"{pipeline.name}-{instance}"
+        data.mkdir(parents=True, exist_ok=True)  # Faust makes the last folder only
         self._app = BatchApp(
             f"millrace-{pipeline.name}",
             broker="kafka://127.0.0.1:1",  # never dialled: see _BatchBoot
             web_enabled=False,
-            datadir=str(settings.home_path / "faust" / f"{pipeline.name}-{instance}"),
+            datadir=str(data),
         )
-        codec = Codec(settings.schema_registry_url)
+        self._codec = codec = Codec(settings.schema_registry_url)
         self._feeders = [
             Feeder(
                 settings,
@@ -219,3 +221,4 @@ class Worker:
         finally:
             stopping.cancel()
             await self._app.stop()
+            self._codec.close()

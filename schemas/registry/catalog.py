@@ -512,7 +512,10 @@ class Catalog:
 
     def _reasons(self, subject: str, candidate: _Candidate, earlier: list[Version]) -> list[str]:
         level = self.settings_in_scope(subject).level or DEFAULT_LEVEL
-        found = check_evolution(candidate.schema, [self._schema(v.content) for v in earlier], level)
+        try:
+            found = check_evolution(candidate.schema, [self._schema(v.content) for v in earlier], level)
+        except avro.SchemaError as error:
+            raise errors.invalid_schema(str(error)) from error
         reasons = [_sentence(reason, earlier[reason.earlier].number) for reason in found]
         return [*reasons, f"compatibility level: {level}"] if reasons else []
 

@@ -46,6 +46,7 @@ class Journal:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
             if created:
                 _sync_folder(folder)
+                _sync_folder(folder.parent)
             self.events = self._read()
             self._lines = len(self.events)
         except BaseException:

@@ -147,6 +147,7 @@ def _text(catalog: Catalog, request: Request, content: Content) -> str:
 
 def _content(catalog: Catalog, request: Request, content: Content) -> dict[str, Any]:
     body: dict[str, Any] = {
+        "id": content.id,
         "schemaType": "AVRO",
         "schema": _text(catalog, request, content),
         "guid": content.guid,
@@ -161,7 +162,7 @@ def _content(catalog: Catalog, request: Request, content: Content) -> dict[str, 
 
 
 def _registered(catalog: Catalog, request: Request, version: Version) -> dict[str, Any]:
-    body = {"subject": version.subject, "version": version.number, "id": version.content.id}
+    body: dict[str, Any] = {"subject": version.subject, "version": version.number}
     if version.deleted:
         body["deleted"] = True
     return body | _content(catalog, request, version.content)
@@ -212,8 +213,7 @@ def _get_id_versions(catalog: Catalog, request: Request) -> Any:
 
 
 def _get_guid(catalog: Catalog, request: Request) -> Any:
-    content = catalog.content_of_guid(request.parts["guid"])
-    return _content(catalog, request, content) | {"id": content.id}
+    return _content(catalog, request, catalog.content_of_guid(request.parts["guid"]))
 
 
 def _get_guid_ids(catalog: Catalog, request: Request) -> Any:
