@@ -152,7 +152,8 @@ class Codec:
             ) from error
         except Exception as error:  # of whichever HTTP library the client found
             raise RegistryUnavailable(str(error)) from error
-        schema_id = int(found.schema_id)
+        assert found.schema_id is not None
+        schema_id: int = found.schema_id
         self._writer_ids[topic.name] = schema_id
         return schema_id
 

@@ -1,0 +1,230 @@
+"""DICOMweb searches (QIDO-RS, PS3.18 10.6) over the index, and thumbnails."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import asyncpg
+import orjson
+from fastapi import APIRouter, Depends, Header, Path, Query, Request
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+
+from api.database import database
+from api.dicom_json import INSTANCE, SERIES, STUDY, Attribute, dataset
+from api.dicom_match import Conditions, Unmatchable
+from infra.object_store import FolderStore, ObjectDamaged, ObjectMissing, ObjectStore
+from infra.problems import Problem
+
+DICOM_JSON = "application/dicom+json"
+
+router = APIRouter(tags=["imaging"])
+
+
+def object_store(connection: HTTPConnection) -> ObjectStore:
+    """The object store that the processor writes thumbnails to."""
+    return FolderStore(connection.app.state.settings.object_store)
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """A level of the search: what it matches and returns, and the SQL it is made of.
+
+    `page` picks the rows' keys first, so that the views count what belongs to one page only.
+    """
+
+    attributes: tuple[Attribute, ...]
+    page: str
+    keys: tuple[str, ...]
+    order: str
+    views: str
+
+
+_STUDIES = _Level(
+    attributes=STUDY,
+    page="studies st",
+    keys=("st.study_uid",),
+    order="st.study_date DESC NULLS LAST, st.study_uid",
+    views="study_overview st",
+)
+_SERIES = _Level(
+    attributes=(*STUDY, *SERIES),
+    page="series se JOIN studies st USING (tenant, study_uid)",
+    keys=("se.study_uid", "se.series_uid"),
+    order="se.study_uid, se.series_number NULLS LAST, se.series_uid",
+    views="series_overview se JOIN study_overview st USING (tenant, study_uid)",
+)
+_INSTANCES = _Level(
+    attributes=(*STUDY, *SERIES, *INSTANCE),
+    page="instances i JOIN series se USING (tenant, study_uid, series_uid) "
+    "JOIN studies st USING (tenant, study_uid)",
+    keys=("i.study_uid", "i.sop_instance_uid"),
+    order="i.study_uid, i.series_uid, i.instance_number NULLS LAST, i.sop_instance_uid",
+    views="instances i JOIN series_overview se USING (tenant, study_uid, series_uid) "
+    "JOIN study_overview st USING (tenant, study_uid)",
+)
+
+Pool = Annotated[asyncpg.Pool, Depends(database)]
+Uid = Annotated[str, Path(pattern=r"^[0-9.]{1,64}$")]
+Tenant = Annotated[
+    str, Header(alias="Millrace-Tenant", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="Owner of the files.")
+]
+Limit = Annotated[int, Query(ge=1, le=1000, description="Most results in the answer.")]
+Offset = Annotated[int, Query(ge=0, le=10_000_000, description="Results to leave out before the first.")]
+
+
+@router.get("/dicomweb/studies", response_class=Response)
+async def search_studies(
+    request: Request, pool: Pool, limit: Limit = 100, offset: Offset = 0, tenant: Tenant = "default"
+) -> Response:
+    """Search for studies by any of their attributes, as `PatientName=By*&StudyDate=20250101-20250131`."""
+    return await _search(request, pool, _STUDIES, {}, tenant, limit, offset)
+
+
+@router.get("/dicomweb/series", response_class=Response)
+async def search_series(
+    request: Request, pool: Pool, limit: Limit = 100, offset: Offset = 0, tenant: Tenant = "default"
+) -> Response:
+    """Search for series by attributes of study and series."""
+    return await _search(request, pool, _SERIES, {}, tenant, limit, offset)
+
+
+@router.get("/dicomweb/instances", response_class=Response)
+async def search_instances(
+    request: Request, pool: Pool, limit: Limit = 100, offset: Offset = 0, tenant: Tenant = "default"
+) -> Response:
+    """Search for instances by attributes of study, series and instance."""
+    return await _search(request, pool, _INSTANCES, {}, tenant, limit, offset)
+
+
+@router.get("/dicomweb/studies/{study_uid}/series", response_class=Response)
+async def search_series_of_study(
+    request: Request,
+    pool: Pool,
+    study_uid: Uid,
+    limit: Limit = 100,
+    offset: Offset = 0,
+    tenant: Tenant = "default",
+) -> Response:
+    """Search the series of a study."""
+    return await _search(request, pool, _SERIES, {"StudyInstanceUID": study_uid}, tenant, limit, offset)
+
+
+@router.get("/dicomweb/studies/{study_uid}/instances", response_class=Response)
+async def search_instances_of_study(
+    request: Request,
+    pool: Pool,
+    study_uid: Uid,
+    limit: Limit = 100,
+    offset: Offset = 0,
+    tenant: Tenant = "default",
+) -> Response:
+    """Search the instances of a study."""
+    return await _search(request, pool, _INSTANCES, {"StudyInstanceUID": study_uid}, tenant, limit, offset)
+
+
+@router.get("/dicomweb/studies/{study_uid}/series/{series_uid}/instances", response_class=Response)
+async def search_instances_of_series(
+    request: Request,
+    pool: Pool,
+    study_uid: Uid,
+    series_uid: Uid,
+    limit: Limit = 100,
+    offset: Offset = 0,
+    tenant: Tenant = "default",
+) -> Response:
+    """Search the instances of a series."""
+    within = {"StudyInstanceUID": study_uid, "SeriesInstanceUID": series_uid}
+    return await _search(request, pool, _INSTANCES, within, tenant, limit, offset)
+
+
+async def _search(
+    request: Request,
+    pool: asyncpg.Pool,
+    level: _Level,
+    within: dict[str, str],
+    tenant: str,
+    limit: int,
+    offset: int,
+) -> Response:
+    accepted = request.headers.get("accept", "*/*")
+    if not any(t in accepted for t in ("*/*", "application/*", DICOM_JSON, "application/json")):
+        raise Problem(406, "Not acceptable", f"The answer is {DICOM_JSON}; accept it.", field="accept")
+    conditions = Conditions(level.attributes, tenant, level.keys[0].split(".")[0])
+    warnings: list[str] = []
+    for name, value in (*within.items(), *request.query_params.multi_items()):
+        if name in ("limit", "offset", "includefield"):
+            continue  # all that is indexed is returned
+        if name == "fuzzymatching":
+            if value.lower() == "true":
+                warnings.append("fuzzymatching is not supported; only literal matching has been performed")
+            continue
+        try:
+            conditions.match(name, value)
+        except Unmatchable as error:
+            raise Problem(400, "Invalid query", str(error), field=name) from None
+    rows = await pool.fetch(_query(level, conditions, limit, offset), *conditions.values)
+    if len(rows) > limit:
+        rows = rows[:limit]
+        warnings.append("there are more results; ask again with a larger offset")
+    headers = {"Warning": ", ".join(f'299 millrace "{w}"' for w in warnings)} if warnings else None
+    body = orjson.dumps([dataset(level.attributes, dict(row)) for row in rows])
+    return Response(body, 200, headers, DICOM_JSON)
+
+
+def _query(level: _Level, conditions: Conditions, limit: int, offset: int) -> str:
+    keys = ", ".join(f"{k} AS key_{n}" for n, k in enumerate(level.keys))
+    of_page = " AND ".join(f"{k} = key_{n}" for n, k in enumerate(level.keys))
+    alias = level.keys[0].split(".")[0]
+    columns = ", ".join(f"{a.column} AS {a.keyword}" for a in level.attributes)
+    # Declared names and placeholders only; whatever a client gave is among the values.
+    return f"""
+        SELECT {columns}
+        FROM (SELECT {keys} FROM {level.page} WHERE {conditions.sql()}
+              ORDER BY {level.order} LIMIT {limit + 1:d} OFFSET {offset:d}) AS page
+        JOIN ({level.views}) ON {of_page} AND {alias}.tenant = $1
+        ORDER BY {level.order}
+    """  # noqa: S608
+
+
+_THUMBNAIL = """
+    SELECT thumbnail_digest, thumbnail_reason FROM instances
+    WHERE sop_instance_uid = $1 AND tenant = $2 AND ($3::text IS NULL OR study_uid = $3)
+    ORDER BY study_uid LIMIT 1
+"""
+
+
+@router.get(
+    "/v1/instances/{sop_uid}/thumbnail",
+    response_class=Response,
+    responses={200: {"content": {"image/png": {}}}},
+)
+async def thumbnail(
+    sop_uid: Uid,
+    pool: Pool,
+    store: Annotated[ObjectStore, Depends(object_store)],
+    study: Annotated[str | None, Query(pattern=r"^[0-9.]{1,64}$", description="Study Instance UID.")] = None,
+    if_none_match: Annotated[str | None, Header()] = None,
+    tenant: Tenant = "default",
+) -> Response:
+    """The instance's picture: a PNG of at most 256 pixels a side. Its ETag is its digest."""
+    row: Any = await pool.fetchrow(_THUMBNAIL, sop_uid, tenant, study)
+    if row is None:
+        raise Problem(
+            404,
+            "No instance",
+            f"There is no instance {sop_uid}: it was not sent, is on its way, or is a dead letter.",
+        )
+    digest = row["thumbnail_digest"]
+    if digest is None:
+        raise Problem(404, "No thumbnail", f"Instance {sop_uid} has no thumbnail: {row['thumbnail_reason']}.")
+    headers = {"ETag": f'"{digest}"', "Cache-Control": "private, max-age=3600"}
+    if if_none_match is not None and (if_none_match.strip() == "*" or digest in if_none_match):
+        return Response(status_code=304, headers=headers)
+    try:
+        return Response(store.read(digest), headers=headers, media_type="image/png")
+    except (ObjectMissing, ObjectDamaged) as error:
+        raise Problem(
+            503, "Thumbnail is away", f"{error}; restore the object store from its backup."
+        ) from error

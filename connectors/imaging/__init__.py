@@ -1,0 +1,1 @@
+"""The imaging pipeline's ways in: DICOMweb, form upload, and folders of files."""
