@@ -13,7 +13,7 @@ import importlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,8 +108,8 @@ def ingest(
 ) -> Ingested:
     """Send the file's events into the pipeline's topics, each exactly once over any number of runs.
 
-    `sources` are the domain's own, `connectors/<domain>/files.py`, unless given. `progress` is called often with how far it is. Raises `IngestError`; the same call
-    then goes on where this one ended.
+    `sources` are the domain's own, `connectors/<domain>/files.py`, unless given. `progress` is called
+    often with how far it is. Raises `IngestError`; the same call then goes on where this one ended.
     """
     began = time.monotonic()
     rows, source, rows_total = _open(path, tuple(sources or _sources(pipeline.name)))
@@ -118,8 +118,11 @@ def ingest(
     folder.mkdir(parents=True, exist_ok=True)
     done = Ingested(source=source.name, rows_total=rows_total)
     try:
-        with _alone(folder / f"{ingest_id}.lock", path):
-            run = _Run(settings, pipeline, source, ingest_id, folder / f"{ingest_id}.json", done)
+        with (
+            _alone(folder / f"{ingest_id}.lock", path),
+            closing(Codec(settings.schema_registry_url)) as codec,
+        ):
+            run = _Run(settings, pipeline, source, codec, ingest_id, folder / f"{ingest_id}.json", done)
             if not run.finished_before():
                 run.send(rows, events_per_second, progress)
     except (KafkaException, LogUnreadable, RegistryUnavailable) as error:
@@ -138,6 +141,7 @@ class _Run:
         settings: Settings,
         pipeline: Pipeline,
         source: FileSource,
+        codec: Codec,
         ingest_id: str,
         note_path: Path,
         done: Ingested,
@@ -146,7 +150,7 @@ class _Run:
         self.source = source
         self.ingest_id = ingest_id
         self.done = done
-        self.codec = Codec(settings.schema_registry_url)
+        self.codec = codec
         self.admin = admin(self.bootstrap_servers)
         self.partitions = partitions({t.name: t for t in (source.topic, *pipeline.inputs)}.values())
         self.note_path = note_path

@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
+from contextlib import closing
 
 import psycopg
 from confluent_kafka import KafkaException
@@ -20,8 +20,8 @@ from infra.postgres import MigrationError, migrate
 from infra.settings import Settings
 from schemas.declare import Pipelines
 
-FIRST_MODELS = "models.first"
-"""Run as a program where it exists: trains and publishes what a pipeline needs and nobody has published."""
+FIRST_MODELS = (sys.executable, "-m", "infra.cli", "models", "ensure")
+"""A program of its own: it imports layers above this one."""
 
 
 class PrepareError(RuntimeError):
@@ -42,17 +42,19 @@ def prepare(settings: Settings, pipelines: Pipelines, progress: Callable[[str], 
         raise PrepareError(f"topics: {error}; look at `millrace status`") from error
     progress(f"topics: {len(created)} created, {len(topics) - len(created)} there already")
 
-    codec = Codec(settings.schema_registry_url)
-    for topic in topics:
-        try:
-            codec.register(topic)
-        except SchemaRegistryError as error:
-            raise PrepareError(
-                f"the registry refuses {topic.schema_path.name} as {topic.subject}: {error.error_message};"
-                " give new fields a default, or write to a topic of a new name"
-            ) from error
-        except OSError as error:
-            raise PrepareError(f"the registry does not answer: {error}; look at `millrace status`") from error
+    with closing(Codec(settings.schema_registry_url)) as codec:
+        for topic in topics:
+            try:
+                codec.register(topic)
+            except SchemaRegistryError as error:
+                raise PrepareError(
+                    f"the registry refuses the schema of {topic.subject}: {error.error_message};"
+                    " give new fields a default, or write to a topic of a new name"
+                ) from error
+            except OSError as error:
+                raise PrepareError(
+                    f"the registry does not answer: {error}; look at `millrace status`"
+                ) from error
     progress(f"schemas: {len(topics)} registered")
 
     try:
@@ -63,11 +65,10 @@ def prepare(settings: Settings, pipelines: Pipelines, progress: Callable[[str], 
         raise PrepareError(f"the database does not answer: {error}; look at `millrace status`") from error
     progress(f"migrations: {', '.join(applied) or 'nothing new'}")
 
-    if find_spec(FIRST_MODELS) is not None:
-        progress("models: looking whether first ones must be trained")
-        trained = subprocess.run((sys.executable, "-m", FIRST_MODELS), check=False)
-        if trained.returncode != 0:
-            raise PrepareError(f"models: training ended with exit code {trained.returncode}; see above")
+    trained = subprocess.run(FIRST_MODELS, check=False)
+    if trained.returncode != 0:
+        raise PrepareError(f"models: training ended with exit code {trained.returncode}; its reason is above")
+    progress("models: all there")
 
 
 def main() -> int:

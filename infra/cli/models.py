@@ -67,6 +67,18 @@ def train_fraud(
     typer.echo(f"fraud model {version} is in force: {artifact['rows']} rows, {sha256[:12]}")
 
 
+@models.command()
+def ensure() -> None:
+    """Train what a domain needs and nobody has trained yet; `millrace up` does this."""
+    from infra.postgres import connect
+    from infra.versions import NONE_PUBLISHED, latest
+
+    with connect(Settings.load().database_url, "millrace-models") as connection:
+        missing = latest(connection, "fraud", ["model"])["model"] == NONE_PUBLISHED
+    if missing:
+        train_fraud(source=None, rows=SIMULATED_ROWS)
+
+
 def _of_ledger(connection: Any, rows: int) -> list[dict[str, Any]]:
     """The newest decisions of the ledger, as the events they came from."""
     from psycopg.rows import dict_row

@@ -25,9 +25,9 @@ READY_S = 120.0
 def start_processes(settings: Settings, *, native: bool, progress: Callable[[str], None]) -> None:
     """Start the supervisor and return when every process says that it is ready.
 
-    Raises `SupervisorError` naming those that are not after two minutes.
+    Raises `SupervisorError` naming those that are not when nothing new has happened for two minutes.
     """
-    began = time.monotonic()
+    began = last_news = time.monotonic()
     prepare_log = settings.home_path / "logs" / "prepare.log"
     read = prepare_log.stat().st_size if prepare_log.exists() else 0
     supervisor.start(settings, native=native)
@@ -37,17 +37,19 @@ def start_processes(settings: Settings, *, native: bool, progress: Callable[[str
             with prepare_log.open() as lines:
                 lines.seek(read)
                 for line in lines:
+                    last_news = time.monotonic()
                     progress(line.rstrip())
                 read = lines.tell()
         found = processes(settings)
         for one in found:
             if one["ready"] and _name(one) not in told:
                 told.add(_name(one))
+                last_news = time.monotonic()
                 progress(f"{_name(one)} is ready")
         if found and len(told) == len(found):
             progress(f"{len(found)} processes are ready ({time.monotonic() - began:.1f} s)")
             return
-        if time.monotonic() > began + READY_S:
+        if time.monotonic() > last_news + READY_S:
             late = [f"{_name(o)} ({o['state']}: {o['not_ready']})" for o in found if not o["ready"]]
             raise SupervisorError(
                 f"not ready after {READY_S:.0f} s: {'; '.join(late) or 'the supervisor'}; "

@@ -38,8 +38,8 @@ class Kafka(Component):
                     *self._java("-Xmx256m"),
                     "kafka.tools.StorageTool",
                     "format",
-                    "-t",
-                    cluster_id,
+                    # In one word: an id may begin with a dash, which would be taken for an option.
+                    f"--cluster-id={cluster_id}",
                     "-c",
                     str(config),
                 ],

@@ -82,17 +82,17 @@ def write_rows(path: Path, rows: int) -> None:
 
 
 @pytest.fixture
-def topic(registry: Settings, request: pytest.FixtureRequest) -> Topic:
+def topic(registry: Settings, codec: Codec) -> Topic:
     """A new topic for each test, its schema registered."""
     found = topic_named(f"ingest-{time.time_ns()}")
     ensure_topics(registry.kafka_bootstrap_servers, [TopicSpec.of(found)])
-    Codec(registry.schema_registry_url).register(found)
+    codec.register(found)
     return found
 
 
-def records(settings: Settings, topic: Topic) -> list[tuple[str, Event]]:
+def records(settings: Settings, codec: Codec, topic: Topic) -> list[tuple[str, Event]]:
     """Everything in the topic, partition by partition in order: key and event."""
-    client, codec = admin(settings.kafka_bootstrap_servers), Codec(settings.schema_registry_url)
+    client = admin(settings.kafka_bootstrap_servers)
     wanted = partitions([topic])
     found: dict[int, list[tuple[str, Event]]] = {p.partition: [] for p in wanted}
     for messages in read(settings.kafka_bootstrap_servers, starts(client, wanted), ends(client, wanted)):
@@ -118,36 +118,41 @@ RUN = textwrap.dedent("""
     files.NOTE_EVENTS = 1_000
     files.BATCH_ROWS = 500
     topic = topic_named(sys.argv[1])
+    sources = [source_of(topic)]
     files.ingest(
-        Settings.load(), pipeline_of(topic), Path(sys.argv[2]), sources=[source_of(topic)], events_per_second=4_000
+        Settings.load(), pipeline_of(topic), Path(sys.argv[2]), sources=sources, events_per_second=6_000
     )
 """)
 
 
 def test_an_ingest_that_is_killed_twice_sends_every_row_exactly_once_in_order(
-    registry: Settings, topic: Topic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    registry: Settings, codec: Codec, topic: Topic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """kill -9 in the middle: the next run sends what is missing, nothing twice, each key's rows in order."""
     monkeypatch.setattr(files, "BATCH_ROWS", 500)
-    rows, path = 12_000, tmp_path / "rows.parquet"
+    rows, path = 40_000, tmp_path / "rows.parquet"
     write_rows(path, rows)
-    reached = 0
-    for more in (1_500, 2_500):
+    reached, client = 0, admin(registry.kafka_bootstrap_servers)
+
+    def count() -> int:
+        return sum(ends(client, partitions([topic])).values())
+
+    for more in (3_000, 6_000):
         popen = subprocess.Popen(
             [sys.executable, "-c", RUN, topic.name, str(path), str(Path(__file__).parent)]
         )
         end = time.monotonic() + 40
-        while count(registry, topic) < reached + more:
+        while count() < reached + more:
             assert popen.poll() is None and time.monotonic() < end
             time.sleep(0.02)
         popen.kill()
         popen.wait()
-        reached = count(registry, topic)
+        reached = count()
         assert reached < rows
     done = ingest(registry, pipeline_of(topic), path, sources=[source_of(topic)])
     assert (done.rows, done.events) == (rows, rows)
     assert 0 < reached <= done.already and done.already + done.sent == rows
-    found = records(registry, topic)
+    found = records(registry, codec, topic)
     assert Counter(e["event_id"] for _, e in found) == Counter(f"row-{n}" for n in range(rows))
     last: dict[str, int] = {}
     for key, event in found:
@@ -183,7 +188,7 @@ def test_another_file_is_another_ingest(registry: Settings, topic: Topic, tmp_pa
 
 
 def test_a_row_that_is_no_event_is_refused_and_its_neighbours_are_sent(
-    registry: Settings, topic: Topic, tmp_path: Path
+    registry: Settings, codec: Codec, topic: Topic, tmp_path: Path
 ) -> None:
     """A value that does not fit the schema is named with its number; the rest of the file arrives."""
     path = tmp_path / "rows.csv"
@@ -191,7 +196,10 @@ def test_a_row_that_is_no_event_is_refused_and_its_neighbours_are_sent(
     done = ingest(registry, pipeline_of(topic), path, sources=[source_of(topic)])
     assert (done.sent, done.refused_total) == (2, 1)
     assert done.refused[0].startswith("event 1: ")
-    assert [e["amount_minor"] for _, e in sorted(records(registry, topic), key=lambda r: r[0])] == [1, 3]
+    assert [e["amount_minor"] for _, e in sorted(records(registry, codec, topic), key=lambda r: r[0])] == [
+        1,
+        3,
+    ]
 
 
 def test_the_rate_is_kept(registry: Settings, topic: Topic, tmp_path: Path) -> None:
