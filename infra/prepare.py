@@ -16,7 +16,8 @@ from confluent_kafka.schema_registry.error import SchemaRegistryError
 
 from infra.broker import TopicMismatch, TopicSpec, ensure_topics
 from infra.codec import Codec
-from infra.postgres import MigrationError, migrate
+from infra.postgres import MigrationError, let_reader_in, migrate
+from infra.services.credentials import ensure_secret
 from infra.settings import Settings
 from schemas.declare import Pipelines
 
@@ -59,6 +60,7 @@ def prepare(settings: Settings, pipelines: Pipelines, progress: Callable[[str], 
 
     try:
         applied = migrate(settings.database_url)
+        let_reader_in(settings.database_url, ensure_secret(settings, "reader"))
     except MigrationError as error:
         raise PrepareError(str(error)) from error
     except psycopg.OperationalError as error:
