@@ -10,6 +10,8 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
+from psycopg import sql
+
 from infra.broker import admin
 from infra.checkpoints import TopicPartition
 from infra.postgres import connect
@@ -81,6 +83,9 @@ class Watch:
         self._positions: dict[tuple[str, TopicPartition], int] = {}
         self._stored: dict[tuple[str, str], tuple[int, int]] = {}
         self._dead: dict[str, int] = {}
+        self._distinct: dict[str, int] = {}
+        # Where an input has several rows, as each status of an order, range records cannot tell inputs.
+        self._distinct_queries = {p.name: _distinct_inputs(p) for p in pipelines if _has_several_rows(p)}
 
     def look(self) -> dict[str, Figures]:
         """Ask broker and database, and return each pipeline's figures."""
@@ -117,6 +122,11 @@ class Watch:
                     " FROM range_records GROUP BY consumer, topic"
                 )
             }
+            self._distinct = {
+                pipeline: int(str(row[0]))
+                for pipeline, query in self._distinct_queries.items()
+                if (row := connection.execute(query).fetchone()) is not None
+            }
             self._dead = {
                 str(pipeline): int(str(n))
                 for pipeline, n in connection.execute(
@@ -135,11 +145,12 @@ class Watch:
                 decided += position - self._starts[at]
         evident = {t.topic.name for t in pipeline.tables if t.name in {e.table for e in pipeline.evidence}}
         stored = [self._stored.get((pipeline.sink_name, name), (0, 0)) for name in evident]
+        in_sink = sum(max(0, records - duplicates) for records, duplicates in stored)
         lags = self.lags(pipeline)
         return Figures(
             acknowledged=acknowledged,
             decided=decided,
-            in_sink=sum(max(0, records - duplicates) for records, duplicates in stored),
+            in_sink=self._distinct.get(pipeline.name, in_sink),
             duplicates=sum(duplicates for _, duplicates in stored),
             dead_letters=self._dead.get(pipeline.name, 0),
             records_per_second=self._rate(inputs),
@@ -160,3 +171,17 @@ class Watch:
         """Since the first look that already saw the record which is to be read next."""
         seen = next(look for look in self._looks if look.ends[lag.at] > lag.position)
         return self._looks[-1].at_s - seen.at_s
+
+
+def _has_several_rows(pipeline: Pipeline) -> bool:
+    keys = {t.name: t.key for t in pipeline.tables}
+    return any(e.column not in keys[e.table] for e in pipeline.evidence)
+
+
+def _distinct_inputs(pipeline: Pipeline) -> sql.Composed:
+    """How many input ids are found again in any of the pipeline's evidence."""
+    found = sql.SQL(" UNION ").join(
+        sql.SQL("SELECT {} FROM {}").format(sql.Identifier(e.column), sql.Identifier(e.table))
+        for e in pipeline.evidence
+    )
+    return sql.SQL("SELECT count(*) FROM ({}) AS inputs").format(found)

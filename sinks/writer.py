@@ -82,6 +82,8 @@ class _Target:
 
     table: Table
     types: list[int]
+    counts: bool
+    """Whether its left-out rows are counted as duplicates: where input ids are found again."""
     time: int | None
     """Place of the column that decides a row's partition."""
     width_s: float | None
@@ -190,7 +192,10 @@ class Writer:
             self._read(batch, items, letters, own)
         with self._database() as connection:
             if not self._targets:
-                self._targets = [_target(connection, t) for t in self.pipeline.tables]
+                self._targets = [
+                    _target(connection, t, counts=t.name in {e.table for e in self.pipeline.evidence})
+                    for t in self.pipeline.tables
+                ]
                 self._prepare_staging(connection)
             self._ensure_partitions(connection, items)
             with connection.transaction(), connection.cursor() as cursor:
@@ -388,7 +393,8 @@ class Writer:
                     left[partition] -= n
                     written += n
                 for partition, n in left.items():
-                    if n:
+                    # A repeated input repeats a row of each table; one table of a topic stands for all.
+                    if n and target.counts:
                         at = TopicPartition(target.table.topic.name, partition)
                         duplicates[at] = duplicates.get(at, 0) + n
             else:
@@ -557,7 +563,7 @@ def _stage(table: Table) -> sql.Identifier:
     return sql.Identifier("pg_temp", f"stage_{table.name}")
 
 
-def _target(connection: Connection, table: Table) -> _Target:
+def _target(connection: Connection, table: Table, counts: bool) -> _Target:
     """Look the table up in the database and compose its statements. Raises LookupError where it differs."""
     columns = (*table.columns, *SOURCE_COLUMNS)
     types: dict[str, int] = {
@@ -609,6 +615,7 @@ def _target(connection: Connection, table: Table) -> _Target:
     return _Target(
         table=table,
         types=[types[c] for c in columns],
+        counts=counts,
         time=columns.index(table.time) if table.time else None,
         width_s=float(str(width[0])) if width else None,
         copy=sql.SQL("COPY {table} ({columns}) FROM STDIN (FORMAT BINARY)").format(**values),

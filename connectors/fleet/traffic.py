@@ -17,6 +17,7 @@ from typing import Any
 from connectors.traffic import Http, Mqtt, Raw, Step
 from schemas.fleet import TRUCK_TELEMETRY
 
+STEPS_PER_SECOND = 60.0
 TENANT = "default"
 Route = tuple[tuple[float, float], ...]
 

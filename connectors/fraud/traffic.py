@@ -19,6 +19,7 @@ from connectors.traffic import Http, Raw, Step
 from schemas.declare import DAY_MS
 from schemas.fraud import CARD_TRANSACTIONS
 
+STEPS_PER_SECOND = 60.0
 CARDS = 300
 USES_PER_DAY = 4.0
 THEFTS_PER_DAY = 2.0

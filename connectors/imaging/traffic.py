@@ -15,6 +15,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 from connectors.traffic import Http, Raw, Step
 from schemas.imaging import DICOM_UPLOADS
 
+STEPS_PER_SECOND = 10.0
 # The root of UIDs made from UUIDs (PS3.5 B.2): it needs no registration.
 _UID_ROOT = "2.25."
 _SIDE_PIXELS = 96

@@ -6,6 +6,7 @@ import struct
 from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from itertools import count
 from random import Random
 from typing import Any
 
@@ -23,7 +24,8 @@ CANCELLED = 0.08
 RESENT = 0.03
 LATE = 0.03
 ORDER_ID_TAKEN = 0.005
-POISON = 0.005
+POISON_EVERY = 150
+"""Steps. Counted, not drawn: the shortest demo shall meet some."""
 UNKNOWN_SCHEMA_ID = 2_000_000_000
 
 
@@ -32,8 +34,11 @@ def steps(rng: Random, now_ms: Callable[[], int]) -> Iterator[Step]:
     for sku in SKUS:
         yield _delivery(rng, now_ms(), sku, rng.randrange(20, 60))
     recent: deque[tuple[str, Step]] = deque(maxlen=50)
-    while True:
+    for n in count(1):
         at_ms = now_ms()
+        if n % POISON_EVERY == 0:
+            yield _poison(rng, at_ms)
+            continue
         chance = rng.random()
         if chance < DELIVERED:
             yield _delivery(rng, at_ms, _sku(rng), rng.randrange(10, 60))
@@ -42,8 +47,6 @@ def steps(rng: Random, now_ms: Callable[[], int]) -> Iterator[Step]:
             yield _cancellation(rng, at_ms, rng.choice(recent)[0])
         elif chance < DELIVERED + CANCELLED + RESENT and recent:
             yield rng.choice(recent)[1]
-        elif chance < DELIVERED + CANCELLED + RESENT + POISON:
-            yield _poison(rng, at_ms)
         else:
             if rng.random() < LATE:
                 at_ms -= rng.randrange(HOUR_MS, 24 * HOUR_MS)
