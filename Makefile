@@ -54,7 +54,10 @@ test: setup ## All tests on the real components; coverage must reach 85 % (ARGS=
 
 # --- maintain ---
 
-.PHONY: lock clean
+.PHONY: docs lock clean
+docs: setup ## Render the generated documentation anew
+	$(BIN)/millrace docs
+
 lock: setup ## Renew requirements.lock from pyproject.toml
 	$(BIN)/uv pip compile -q pyproject.toml --group dev --universal --python-version 3.11 --upgrade \
 		--generate-hashes --no-emit-index-url --custom-compile-command "make lock" -o requirements.lock

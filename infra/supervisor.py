@@ -29,7 +29,9 @@ from pathlib import Path
 import psutil
 
 from infra.checkpoints import EXIT_FENCED, EXIT_POSITION
-from infra.settings import PORT_METRICS_FIRST, PORT_REGISTRY, SETTINGS, Settings
+from infra.settings import PORT_METRICS_FIRST, PORT_REGISTRY, PORT_SUPERVISOR, SETTINGS, Settings
+from infra.telemetry.health import Health, serve
+from infra.telemetry.metrics import PROCESS_RESTARTS
 from schemas.declare import Pipelines
 
 log = logging.getLogger(__name__)
@@ -276,6 +278,7 @@ class Supervisor:
     specs: Sequence[ProcessSpec]
     prepare: Sequence[str] = ()
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    health: Health | None = None
     deadline_s: float = STOP_DEADLINE_S
     steady_after_s: float = STEADY_AFTER_S
 
@@ -391,6 +394,8 @@ class Supervisor:
                 },
             )
         child.popen, child.process = popen, None
+        if restarts:
+            PROCESS_RESTARTS.labels(spec.name).inc()
         try:
             started = psutil.Process(popen.pid).create_time()
         except psutil.NoSuchProcess:
@@ -429,6 +434,10 @@ class Supervisor:
     def _enter(self, child: _Child, state: State, **changes: object) -> None:
         since = datetime.now(UTC).isoformat(timespec="milliseconds")
         child.state = replace(child.state, state=state, since=since, **changes)  # type: ignore[arg-type]
+        if self.health is not None and state is State.RUNNING:
+            self.health.ok(child.spec.name)
+        elif self.health is not None:
+            self.health.failing(child.spec.name, state)
 
     def _write(self) -> None:
         """Replace the state file in one step, if there is news: a reader never sees half of it."""
@@ -530,17 +539,21 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     settings = Settings.load()
     native = settings.text("services") != "docker"
+    health = Health()
     supervisor = Supervisor(
         settings.home_path,
         specs(settings, PIPELINES, native=native),
         prepare=(sys.executable, "-m", "infra.prepare"),
+        health=health,
     )
     signal.signal(signal.SIGTERM, lambda *_: supervisor.request_stop())
     signal.signal(signal.SIGINT, lambda *_: supervisor.request_stop())
     signal.signal(signal.SIGHUP, lambda *_: supervisor.retry())
     with supervisor_lock(settings.home_path) as free:
         if free:
+            server = serve(health, settings.port(PORT_SUPERVISOR))
             supervisor.run()
+            server.close()
         else:
             log.info("another supervisor is alive; nothing to do")
     return 0

@@ -1,12 +1,13 @@
-"""How far every pipeline is, cheaply: end offsets from the broker, positions and range records from Postgres.
+"""How far every pipeline is, cheaply: end offsets from the broker, positions and rows from Postgres.
 
-Nothing is scanned: these are figures for people who watch, and the test whether a pipeline has drained.
-Whether the promise holds is `infra.reconcile`'s to say.
+These are figures for people who watch, and the test whether a pipeline has drained. Whether the promise
+holds is `infra.reconcile`'s to say.
 """
 
 from __future__ import annotations
 
 import time
+import urllib.request
 from collections import deque
 from dataclasses import dataclass
 
@@ -14,19 +15,25 @@ from psycopg import sql
 
 from infra.broker import admin
 from infra.checkpoints import TopicPartition
-from infra.postgres import connect
+from infra.postgres import Connection, connect
 from infra.settings import Settings
+from infra.supervisor import read_report
 from infra.topic_log import ends, partitions, starts
 from schemas.declare import Pipeline, Pipelines, Topic
 
 REMEMBERED_LOOKS = 900
+COUNTING_SHARE = 0.05
+"""Most of the time that counting rows may take: in a large table they are counted less often."""
+DUPLICATES = b"millrace_duplicates_total{"
+METRICS_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """A pipeline as it stands, in records. `acknowledged` and all others count since the topics began.
+    """A pipeline as it stands. `acknowledged` and `decided` are input records since the topics began.
 
-    `lag_s` is how long the oldest record that some processor or sink has still to read has been waiting.
+    `in_sink` are distinct ids in the sink's evidence, `duplicates` what the running processes have
+    dropped. `lag_s` is how long the oldest record that somebody has still to read has been waiting.
     """
 
     acknowledged: int
@@ -81,17 +88,18 @@ class Watch:
         self._starts: dict[TopicPartition, int] = {}
         self._looks: deque[_Look] = deque(maxlen=REMEMBERED_LOOKS)
         self._positions: dict[tuple[str, TopicPartition], int] = {}
-        self._stored: dict[tuple[str, str], tuple[int, int]] = {}
+        self._stored: dict[str, int] = {}
         self._dead: dict[str, int] = {}
-        self._distinct: dict[str, int] = {}
-        # Where an input has several rows, as each status of an order, range records cannot tell inputs.
-        self._distinct_queries = {p.name: _distinct_inputs(p) for p in pipelines if _has_several_rows(p)}
+        self._count_again_s = 0.0
+        self._dropped: dict[tuple[str, str], int] = {}
+        self._dropped_before: dict[tuple[str, str], int] = {}
 
     def look(self) -> dict[str, Figures]:
         """Ask broker and database, and return each pipeline's figures."""
         if not self._starts:
             self._starts = starts(self._admin, self._partitions)
         self._ask_database()
+        self._ask_processes()
         look = _Look(time.monotonic(), ends(self._admin, self._partitions))
         self._looks.append(look)
         return {p.name: self._figures(p, look) for p in self._pipelines}
@@ -115,24 +123,33 @@ class Watch:
                     "SELECT consumer, topic, partition, next_offset FROM checkpoints"
                 )
             }
-            self._stored = {
-                (str(consumer), str(topic)): (int(str(stored)), int(str(duplicates)))
-                for consumer, topic, stored, duplicates in connection.execute(
-                    "SELECT consumer, topic, sum(records_total - dead_total), sum(duplicates_total)"
-                    " FROM range_records GROUP BY consumer, topic"
-                )
-            }
-            self._distinct = {
-                pipeline: int(str(row[0]))
-                for pipeline, query in self._distinct_queries.items()
-                if (row := connection.execute(query).fetchone()) is not None
-            }
             self._dead = {
                 str(pipeline): int(str(n))
                 for pipeline, n in connection.execute(
-                    "SELECT pipeline, count(*) FROM dead_letters GROUP BY pipeline"
+                    'SELECT pipeline, count(DISTINCT (topic, partition, "offset")) FROM dead_letters'
+                    " GROUP BY pipeline"
                 )
             }
+            began = time.monotonic()
+            if began >= self._count_again_s:
+                self._stored = {p.name: _count_evidence(connection, p) for p in self._pipelines}
+                now = time.monotonic()
+                self._count_again_s = now + (now - began) / COUNTING_SHARE
+
+    def _ask_processes(self) -> None:
+        """Add up the duplicates that processors and sinks have dropped; a process that was restarted
+        counts from zero, so what it had counted before is kept."""
+        report = read_report(self._settings.home_path)
+        for process in report.processes if report else ():
+            if process.role not in ("processor", "sink") or process.pid is None:
+                continue
+            dropped = _dropped_duplicates(process.port)
+            if dropped is None:
+                continue
+            key = (process.pipeline, process.role)
+            if dropped < self._dropped.get(key, 0):
+                self._dropped_before[key] = self._dropped_before.get(key, 0) + self._dropped[key]
+            self._dropped[key] = dropped
 
     def _figures(self, pipeline: Pipeline, look: _Look) -> Figures:
         inputs = partitions(pipeline.inputs)
@@ -143,15 +160,18 @@ class Watch:
             for at in partitions([topic]):
                 position = min(self._positions.get((name, at), self._starts[at]) for name in readers)
                 decided += position - self._starts[at]
-        evident = {t.topic.name for t in pipeline.tables if t.name in {e.table for e in pipeline.evidence}}
-        stored = [self._stored.get((pipeline.sink_name, name), (0, 0)) for name in evident]
-        in_sink = sum(max(0, records - duplicates) for records, duplicates in stored)
+        dropped = [
+            self._dropped.get(key, 0) + self._dropped_before.get(key, 0)
+            for key in ((pipeline.name, "processor"), (pipeline.name, "sink"))
+        ]
         lags = self.lags(pipeline)
         return Figures(
             acknowledged=acknowledged,
             decided=decided,
-            in_sink=self._distinct.get(pipeline.name, in_sink),
-            duplicates=sum(duplicates for _, duplicates in stored),
+            # Evidence may hold ids of inner topics besides: never more than was decided.
+            in_sink=min(self._stored.get(pipeline.name, 0), decided),
+            # A processor that answers a duplicate again makes the sink drop it once more.
+            duplicates=max(dropped),
             dead_letters=self._dead.get(pipeline.name, 0),
             records_per_second=self._rate(inputs),
             lag_records=sum(lag.end - lag.position for lag in lags),
@@ -173,15 +193,31 @@ class Watch:
         return self._looks[-1].at_s - seen.at_s
 
 
-def _has_several_rows(pipeline: Pipeline) -> bool:
-    keys = {t.name: t.key for t in pipeline.tables}
-    return any(e.column not in keys[e.table] for e in pipeline.evidence)
+def _count_evidence(connection: Connection, pipeline: Pipeline) -> int:
+    """Distinct ids in the columns that the pipeline declares as evidence, per input topic."""
+    found = 0
+    columns = {t.name: t.columns for t in pipeline.tables}
+    for topic in pipeline.inputs:
+        evidence = [e for e in pipeline.evidence if e.topic.name == topic.name]
+        by_tenant = all("tenant" in columns[e.table] for e in evidence)
+        parts = [
+            sql.SQL("SELECT {}, {} FROM {}").format(
+                sql.SQL("tenant" if by_tenant else "NULL"), sql.Identifier(e.column), sql.Identifier(e.table)
+            )
+            for e in evidence
+        ]
+        row = connection.execute(
+            sql.SQL("SELECT count(*) FROM ({}) AS ids").format(sql.SQL(" UNION ").join(parts))
+        ).fetchone()
+        found += int(str(row[0])) if row else 0
+    return found
 
 
-def _distinct_inputs(pipeline: Pipeline) -> sql.Composed:
-    """How many input ids are found again in any of the pipeline's evidence."""
-    found = sql.SQL(" UNION ").join(
-        sql.SQL("SELECT {} FROM {}").format(sql.Identifier(e.column), sql.Identifier(e.table))
-        for e in pipeline.evidence
-    )
-    return sql.SQL("SELECT count(*) FROM ({}) AS inputs").format(found)
+def _dropped_duplicates(port: int) -> int | None:
+    """What a process's metrics say; None where it does not answer at the moment."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=METRICS_S) as answer:
+            lines = answer.read().splitlines()
+    except OSError:
+        return None
+    return sum(int(float(line.rsplit(b" ", 1)[1])) for line in lines if line.startswith(DUPLICATES))

@@ -1,0 +1,34 @@
+"""`millrace docs`: the documentation that is rendered from code."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+
+
+@app.command()
+def docs(
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 if a page is stale.")] = False,
+) -> None:
+    """Render README's pipelines, docs/metrics.md and docs/settings.md anew."""
+    from infra.documents import ROOT, DocumentError, documents
+    from schemas.pipelines import PIPELINES
+
+    try:
+        stale = [page for page in documents(PIPELINES) if page.stale]
+    except DocumentError as error:
+        typer.echo(f"millrace: {error}", err=True)
+        raise typer.Exit(1) from None
+    for page in stale:
+        name = page.path.relative_to(ROOT)
+        if check:
+            typer.echo(f"millrace: {name} is stale; run `millrace docs` and commit it", err=True)
+        else:
+            page.path.parent.mkdir(parents=True, exist_ok=True)
+            page.path.write_text(page.text)
+            typer.echo(f"{name} is written")
+    if check and stale:
+        raise typer.Exit(1)
