@@ -78,7 +78,7 @@ def _values(vr: str, value: Any) -> list[Any]:
     if value is None:
         return []
     if isinstance(value, date):
-        return [value.strftime("%Y%m%d")]
+        return [f"{value.year:04d}{value.month:02d}{value.day:02d}"]
     if isinstance(value, time):
         return [value.strftime("%H%M%S.%f" if value.microsecond else "%H%M%S")]
     if vr == "PN":

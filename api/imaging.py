@@ -181,9 +181,10 @@ def _query(level: _Level, conditions: Conditions, limit: int, offset: int) -> st
     # Declared names and placeholders only; whatever a client gave is among the values.
     return f"""
         SELECT {columns}
-        FROM (SELECT {keys} FROM {level.page} WHERE {conditions.sql()}
-              ORDER BY {level.order} LIMIT {limit + 1:d} OFFSET {offset:d}) AS page
-        JOIN ({level.views}) ON {of_page} AND {alias}.tenant = $1
+        FROM {level.views}
+        JOIN (SELECT {keys} FROM {level.page} WHERE {conditions.sql()}
+              ORDER BY {level.order} LIMIT {limit + 1:d} OFFSET {offset:d}) AS page ON {of_page}
+        WHERE {alias}.tenant = $1
         ORDER BY {level.order}
     """  # noqa: S608
 

@@ -159,7 +159,15 @@ def _parsed(
         )
     _refuse_inflating_too_far(file, force)
     file.seek(0)
-    return read_partial(file, stop_when=stop_when, force=force, specific_tags=[Tag(t) for t in tags])
+    with warnings.catch_warnings():
+        # pydicom would return such a file as an empty dataset.
+        warnings.filterwarnings("error", message="End of file reached")
+        try:
+            return read_partial(file, stop_when=stop_when, force=force, specific_tags=[Tag(t) for t in tags])
+        except UserWarning:
+            raise Unacceptable(
+                "file", "it ends within an element, so it was cut short; send it again"
+            ) from None
 
 
 def _begins_like_a_dataset(head: bytes) -> bool:

@@ -118,8 +118,9 @@ class FolderDraft:
         self._hash = hashlib.sha256()
         self._size_bytes = 0
         descriptor, name = tempfile.mkstemp(dir=incoming)
+        os.close(descriptor)
         self._path = Path(name)
-        self.file: BinaryIO = os.fdopen(descriptor, "w+b")
+        self.file: BinaryIO = self._path.open("w+b")
 
     def write(self, chunk: bytes) -> None:
         if self._size_bytes + len(chunk) > self._limit_bytes:

@@ -26,12 +26,14 @@ _MODALITIES = {
 }
 _FAMILY_NAMES = ("Byrne", "Nowak", "García", "Yılmaz", "Jansen", "Okafor", "Murphy", "Rossi", "Lindqvist")
 _GIVEN_NAMES = ("Aoife", "Jan", "Lucía", "Emre", "Saskia", "Chidi", "Niamh", "Giulia", "Astrid")
+_ENDLESS_SEQUENCE = b"\xfa\xff\xfa\xffSQ\0\0\xff\xff\xff\xffno item here"
 _BOUNDARY = "millrace-simulated-study"
 
 
 def steps(rng: Random, now_ms: Callable[[], int]) -> Iterator[Step]:
     """Studies come slice by slice, by STOW-RS or by form; of 100 uploads about 3 are sent again, 2 have the
-    UIDs of an earlier file with other pixels, 1 is damaged, and every 200th step is poison on the topic."""
+    UIDs of an earlier file with other pixels, 2 are damaged where only the processor sees it, and 1 record
+    is poison."""
     recent: list[bytes] = []
     n = 0
     while True:
@@ -47,10 +49,11 @@ def steps(rng: Random, now_ms: Callable[[], int]) -> Iterator[Step]:
                 changed[-1 - rng.randrange(1000)] ^= 1
                 yield _sent(rng, bytes(changed))
             elif chance < 0.06:
-                # Its head is whole, so the door takes it; its pixels are cut short.
-                yield _sent(rng, slice_bytes[: len(slice_bytes) - 500])
-            if n % 200 == 0:
-                yield _poison(rng, n // 200)
+                yield _sent(rng, slice_bytes[: len(slice_bytes) - 500])  # indexed, without its thumbnail
+            elif chance < 0.07:
+                yield _sent(rng, slice_bytes + _ENDLESS_SEQUENCE)  # a dead letter
+            if n % 100 == 20:
+                yield _poison(rng, n // 100)
 
 
 def _sent(rng: Random, file: bytes) -> Http:

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import random
 import time
+from copy import deepcopy
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,8 +128,7 @@ def test_an_independent_client_stores_and_finds(imaging: Imaging) -> None:
     study.SpecificCharacterSet = "ISO_IR 192"
     images = []
     for n in (1, 2, 3):
-        image = pydicom.Dataset(study)
-        image.file_meta, image.preamble = study.file_meta, b"\0" * 128  # type: ignore[attr-defined]
+        image = deepcopy(study)
         image.SOPInstanceUID, image.InstanceNumber = f"2.25.2000{n}", n
         images.append(image)
     writer, reader = DICOMwebClient(f"{imaging.gateway}/dicomweb"), DICOMwebClient(f"{imaging.api}/dicomweb")
@@ -280,7 +280,7 @@ def test_lifelike_traffic_is_accounted_for(imaging: Imaging) -> None:
     producer = Producer({"bootstrap.servers": imaging.settings.kafka_bootstrap_servers})
     poison = 0
     with httpx.Client(base_url=imaging.gateway, headers={"Millrace-Tenant": "simulated"}) as client:
-        while poison < 2:
+        while poison < 3:
             step = next(traffic)
             if isinstance(step, Raw):
                 producer.produce(step.topic.name, step.value, step.key)
@@ -296,6 +296,7 @@ def test_lifelike_traffic_is_accounted_for(imaging: Imaging) -> None:
     producer.flush(10)
     indexed, dead = imaging.settled(acknowledged)
     assert len(indexed) > 100
+    assert any(reason.startswith("file: it is damaged DICOM") for reason in dead.values())
     assert indexed.isdisjoint(dead)
     relations = {
         r for (r,) in imaging.query("SELECT DISTINCT relation FROM dicom_uploads WHERE tenant = 'simulated'")
@@ -303,6 +304,6 @@ def test_lifelike_traffic_is_accounted_for(imaging: Imaging) -> None:
     assert {"first", "conflicting"} <= relations
     deadline = time.monotonic() + 30
     sql = "SELECT count(*) FROM dead_letters WHERE topic = %s AND input_id IS NULL"
-    while imaging.query(sql, DICOM_UPLOADS.name) != [(2,)]:
+    while imaging.query(sql, DICOM_UPLOADS.name) != [(3,)]:
         assert time.monotonic() < deadline
         time.sleep(0.1)
