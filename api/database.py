@@ -65,10 +65,17 @@ def install(app: FastAPI) -> None:
         asyncpg.PostgresConnectionError,
         asyncpg.OperatorInterventionError,
         asyncpg.TooManyConnectionsError,
-        asyncpg.InterfaceError,
         TimeoutError,
     ):
         app.add_exception_handler(away, _on_away)
+    app.add_exception_handler(asyncpg.InterfaceError, _on_interface_error)
+    app.add_exception_handler(asyncpg.DataError, _on_data_error)
+    for unusable in (
+        asyncpg.CharacterNotInRepertoireError,  # NUL in a text
+        asyncpg.NumericValueOutOfRangeError,
+        asyncpg.DatetimeFieldOverflowError,
+    ):
+        app.add_exception_handler(unusable, _on_unusable)
     app.add_exception_handler(asyncpg.QueryCanceledError, _on_cancelled)
     app.add_exception_handler(asyncpg.UndefinedTableError, _on_undefined)
 
@@ -93,6 +100,26 @@ async def _on_away(request: Request, error: Exception) -> Response:
     log.warning("the database is away", extra={"path": request.url.path, "reason": repr(error)})
     return Problem(
         503, "Database is away", "The database does not answer now; ask again later.", headers=RETRY_AFTER
+    ).response(request.url.path)
+
+
+async def _on_interface_error(request: Request, error: Exception) -> Response:
+    # asyncpg says with one class that a connection has gone and that it was used wrongly.
+    if "clos" not in str(error):
+        raise error
+    return await _on_away(request, error)
+
+
+async def _on_data_error(request: Request, error: Exception) -> Response:
+    # Likewise for a value out of its type's range and for a value of a wrong type.
+    if "out of" not in str(error):
+        raise error
+    return await _on_unusable(request, error)
+
+
+async def _on_unusable(request: Request, error: Exception) -> Response:
+    return Problem(
+        422, "Invalid request", f"A parameter has a value that the database cannot hold ({error})."
     ).response(request.url.path)
 
 

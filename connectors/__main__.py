@@ -16,7 +16,7 @@ def main(arguments: list[str]) -> int:
     match arguments:
         case ["gateway"]:
             settings = Settings.load()
-            logs.configure("connector", "gateway", settings.text("log_level"))
+            logs.configure("connector", None, settings.text("log_level"))
             drain_s = settings.number("publish_timeout_ms") / 1000 + 1
             web.run(create_app(settings), settings.gateway_url, drain_s)
             return 0

@@ -40,9 +40,10 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        codec = Codec(settings.schema_registry_url)
         publisher = Publisher(
             settings.kafka_bootstrap_servers,
-            Codec(settings.schema_registry_url),
+            codec,
             name="gateway",
             timeout_s=settings.number("publish_timeout_ms") / 1000,
             on_fatal=on_fatal,
@@ -52,6 +53,7 @@ def create_app(settings: Settings) -> FastAPI:
             yield
         finally:
             await publisher.close()
+            codec.close()
 
     async def check() -> Mapping[str, str | None]:
         publisher: Publisher = app.state.publisher

@@ -36,16 +36,6 @@ QUEUED_RECORDS = 50_000
 DRAIN_SECONDS = 5.0
 
 _FIELD = re.compile(r"\bfield '?(\w+)")
-# The broker, or librdkafka on its behalf, says for certain that nothing was written.
-_REFUSED = frozenset(
-    {
-        KafkaError._UNKNOWN_TOPIC,
-        KafkaError._UNKNOWN_PARTITION,
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
-        KafkaError.TOPIC_AUTHORIZATION_FAILED,
-        KafkaError._PURGE_QUEUE,
-    }
-)
 _MISSING = frozenset(
     {KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION, KafkaError.UNKNOWN_TOPIC_OR_PART}
 )
@@ -108,9 +98,13 @@ class Publisher:
         config: dict[str, Any] = {
             # A record that was given up here must not be written minutes later all the same.
             "message.timeout.ms": int(timeout_s * 1000),
+            # Topics are made before we start: one that is missing shall be named, not waited for.
+            "topic.metadata.propagation.max.ms": min(1_000, int(timeout_s * 1000)),
             "linger.ms": 2,
             "queue.buffering.max.messages": QUEUED_RECORDS,
             "error_cb": self._on_error,
+            # librdkafka would write its own lines to stderr, which are not JSON.
+            "logger": logging.getLogger("librdkafka"),
             **overrides,
         }
         self._producer = producer(bootstrap_servers, **config)
@@ -175,14 +169,15 @@ class Publisher:
                 value = self._codec.encode(topic, event)
             else:
                 # The first use of a topic asks the registry, which must not hold up the loop.
-                value = await asyncio.to_thread(self._codec.encode, topic, event)
+                async with asyncio.timeout(self._timeout_s):
+                    value = await asyncio.to_thread(self._codec.encode, topic, event)
                 self._encodable.add(topic.name)
         except Unregistered as error:
             raise Problem(503, "Not set up", f"{error}.", headers=RETRY_AFTER) from error
         except Unencodable as error:
             named = _FIELD.search(str(error))
             raise _invalid(place + (named.group(1) if named else "body"), str(error)) from error
-        except RegistryUnavailable as error:
+        except (RegistryUnavailable, TimeoutError) as error:
             raise Problem(
                 503,
                 "Registry is away",
@@ -259,20 +254,23 @@ class Publisher:
 
     def _problem(self, topic: Topic, event: Event, error: KafkaError) -> Problem:
         if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+            PRODUCE_FAILURES.labels(self._name, topic.name, "refused").inc()
             return Problem(
                 413,
                 "Too large",
                 f"The event is larger than a record may be ({MAX_RECORD_BYTES} bytes); send it in parts.",
             )
-        refused = error.code() in _REFUSED
-        PRODUCE_FAILURES.labels(self._name, topic.name, "refused" if refused else "unknown").inc()
-        if not refused:
+        # Whatever else a report says, an attempt before it may have been written.
+        PRODUCE_FAILURES.labels(self._name, topic.name, "unknown").inc()
+        if error.code() not in _MISSING:
             return self._unknown(topic, event)
-        if error.code() in _MISSING:
-            reason = f"Topic {topic.name} does not exist; `millrace up` creates it."
-        else:
-            reason = f"The broker refused the event ({error.name()})."
-        return Problem(503, "Not accepted", f"{reason} Send the event again later.", headers=RETRY_AFTER)
+        return Problem(
+            503,
+            "Topic is missing",
+            f"Topic {topic.name} does not exist; `millrace up` creates it. Then send the event again with the"
+            " same event id.",
+            headers=RETRY_AFTER,
+        )
 
     def _unknown(self, topic: Topic, event: Event) -> Problem:
         return Problem(

@@ -61,8 +61,8 @@ packages() { # the Debian packages of what is missing; needs fresh package lists
     for what in "$@"; do
         case $what in
         python)
-            if apt-cache policy python3 | grep -qE 'Candidate: 3\.(1[1-9]|[2-9][0-9])'; then
-                echo python3 python3-venv
+            if [[ $(apt-cache policy python3) =~ Candidate:\ 3\.(1[1-9]|[2-9][0-9]) ]]; then
+                printf "%s\n" python3 python3-venv
             else
                 for version in 3.13 3.12 3.11; do
                     if [[ -n $(apt-cache search --names-only "^python$version-venv$") ]]; then
@@ -81,9 +81,9 @@ packages() { # the Debian packages of what is missing; needs fresh package lists
             done
             ;;
         postgis)
-            version=$(ls /usr/lib/postgresql 2>/dev/null | sort -rn | head -1)
-            [[ -n $version ]] || version=$(apt-cache depends postgresql | sed -nE 's/.*Depends: postgresql-([0-9]+)$/\1/p' | head -1)
-            echo postgresql "postgresql-$version" "postgresql-$version-postgis-3"
+            version=$(find /usr/lib/postgresql -mindepth 1 -maxdepth 1 -printf "%f\n" 2>/dev/null | sort -n | tail -1 || true)
+            [[ -n $version ]] || version=$(apt-cache depends postgresql | sed -nE 's/.*Depends: postgresql-([0-9]+)$/\1/p' | tail -1)
+            printf "%s\n" postgresql "postgresql-$version" "postgresql-$version-postgis-3"
             ;;
         *) echo "$what" ;;
         esac
@@ -102,7 +102,7 @@ restore_policy() {
 }
 
 system() {
-    local lacking names log=$cache/apt.log
+    local lacking list names log=$cache/apt.log
     mapfile -t lacking < <(missing)
     ((${#lacking[@]})) || return 0
     command -v apt-get >/dev/null ||
@@ -117,7 +117,8 @@ system() {
     mkdir -p "$cache"
     say "missing: ${lacking[*]}; reading the package lists"
     "${as_root[@]}" apt-get update -q >"$log" 2>&1 || stop "apt-get update failed: $(tail -1 "$log")"
-    read -r -a names < <(packages "${lacking[@]}" | xargs)
+    list=$(packages "${lacking[@]}")
+    mapfile -t names <<<"$list"
     say "installing ${names[*]} (log: $log)"
 
     # Debian starts a service as soon as it is installed, and at every boot. Ours run on ports of their

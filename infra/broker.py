@@ -21,6 +21,7 @@ from infra.checkpoints import Claim, Fenced, LogBounds, PositionRefused, TopicPa
 from schemas.declare import Topic
 
 log = logging.getLogger(__name__)
+LIBRDKAFKA = logging.getLogger("librdkafka")  # otherwise it writes lines of its own form to stderr
 
 ADMIN_SECONDS = 30.0
 CLAIM_RETRY_SECONDS = 1.0
@@ -108,7 +109,8 @@ def producer(bootstrap_servers: str, **overrides: Any) -> Producer:
             # murmur2, as Kafka's own clients: a key must land in the same partition whoever produces it.
             "partitioner": "murmur2_random",
             **overrides,
-        }
+        },
+        logger=LIBRDKAFKA,
     )
 
 
@@ -174,7 +176,7 @@ class Source:
         }
         if instance_id:
             config["group.instance.id"] = instance_id
-        self._consumer = Consumer(config)
+        self._consumer = Consumer(config, logger=LIBRDKAFKA)
         self._consumer.subscribe(
             list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import fastavro
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 from confluent_kafka.schema_registry.error import SchemaRegistryError
+from fastavro.schema import SchemaParseException
 
 from schemas.declare import Topic
 
@@ -102,7 +103,7 @@ class Codec:
         try:
             fastavro.schemaless_writer(out, self._reader(topic), event, strict_allow_default=True)
         except Exception as error:
-            raise Unencodable(_explain(topic, event, error)) from error
+            raise Unencodable(_explain(topic, self._reader(topic), event, error)) from error
         return out.getvalue()
 
     def decode(self, topic: Topic, data: bytes | None) -> Decoded:
@@ -151,7 +152,8 @@ class Codec:
             ) from error
         except Exception as error:  # of whichever HTTP library the client found
             raise RegistryUnavailable(str(error)) from error
-        schema_id = int(found.schema_id)
+        assert found.schema_id is not None
+        schema_id: int = found.schema_id
         self._writer_ids[topic.name] = schema_id
         return schema_id
 
@@ -188,7 +190,7 @@ class Codec:
         raise Undecodable(reason, schema_id)
 
 
-def _explain(topic: Topic, event: Event, error: Exception) -> str:
+def _explain(topic: Topic, schema: Any, event: Event, error: Exception) -> str:
     known = topic.fields
     unknown = sorted(set(event) - set(known))
     if unknown:
@@ -197,4 +199,12 @@ def _explain(topic: Topic, event: Event, error: Exception) -> str:
     missing = [name for name in known if name not in event and name not in defaults]
     if missing:
         return f"{topic.name}: field {missing[0]!r} is missing; give it a value"
+    for field in schema["fields"]:
+        one = {"type": "record", "name": "one", "fields": [field]}
+        try:
+            fastavro.schemaless_writer(io.BytesIO(), one, event)
+        except SchemaParseException:
+            continue  # of a type that an earlier field defines
+        except Exception as reason:
+            return f"{topic.name}: field {field['name']!r} cannot be written ({reason})"
     return f"{topic.name}: {error}"

@@ -10,6 +10,9 @@ from schemas.declare import Topic
 
 Event = dict[str, Any]
 
+REASON_HEADER = "millrace-reason"
+"""Header of bytes that a connector knew to be no event, and passed on for nothing to be lost: the reason."""
+
 COLUMNS = (
     "consumer",
     "topic",
@@ -60,6 +63,12 @@ def envelope(
         "key": message.key(),
         "value": message.value(),
     }
+
+
+def reason_given(message: Message) -> str | None:
+    """Why a connector passed these bytes on although they are no event, where it says so."""
+    value = dict(message.headers() or ()).get(REASON_HEADER)
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def row(event: Event) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ from enum import Enum
 from pathlib import Path
 
 import psycopg
+from psycopg import sql
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 MIGRATION_LOCK = 0x6D696C6C  # "mill": one migrator at a time
@@ -84,6 +85,12 @@ def connect(database_url: str, application: str = "millrace") -> Connection:
         keepalives_interval=5,
         keepalives_count=3,
     )
+
+
+def let_reader_in(database_url: str, password: str) -> None:
+    """Give role millrace_reader, made by the first migration, its password."""
+    with connect(database_url, "millrace-migrate") as connection:
+        connection.execute(sql.SQL("ALTER ROLE millrace_reader LOGIN PASSWORD {}").format(password))
 
 
 def migrate(database_url: str, progress: Callable[[str], None] = lambda _: None) -> list[str]:

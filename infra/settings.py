@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from urllib.parse import urlsplit
 
 # Distances from MILLRACE_PORT_BASE. Two instances on one machine differ by their base alone.
 PORT_API = 0
@@ -84,8 +85,8 @@ SETTINGS: dict[str, Setting] = {
     ),
     "database_reader_url": Setting(
         "DATABASE_READER_URL",
-        lambda s: s.database_url,
-        "Postgres as the API reads it: a role that may only SELECT, or a replica.",
+        lambda s: s.as_reader(s.database_url),
+        "Postgres as analysts and the API read it: role millrace_reader, which may only SELECT.",
     ),
     "publish_timeout_ms": Setting(
         "MILLRACE_PUBLISH_TIMEOUT_MS",
@@ -168,6 +169,14 @@ class Settings:
         """A secret that `millrace up` generated into `<home>/secrets/<name>`; empty before."""
         path = self.home_path / "secrets" / name
         return path.read_text().strip() if path.exists() else ""
+
+    def as_reader(self, database_url: str) -> str:
+        """The same database for role millrace_reader; the owner's address before `up` made its password."""
+        password, parts = self.secret("reader"), urlsplit(database_url)
+        if not password or not parts.hostname:
+            return database_url
+        address = parts.netloc.rpartition("@")[2]
+        return parts._replace(netloc=f"millrace_reader:{password}@{address}").geturl()
 
     @property
     def kafka_bootstrap_servers(self) -> str:

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,7 +34,6 @@ from schemas.declare import Pipelines
 
 log = logging.getLogger(__name__)
 
-CONNECTORS = ("gateway", "mqtt")
 STOP_ORDER = ("connector", "processor", "sink", "api", "registry")
 
 POLL_S = 0.2
@@ -41,11 +41,12 @@ BACKOFF_FIRST_S = 0.5
 BACKOFF_MOST_S = 30.0
 PREPARE_AGAIN_S = 3.0
 STEADY_AFTER_S = 60.0
-STOP_DEADLINE_S = 10.0
+STOP_DEADLINE_S = 12.0
+"""A little more than the gateway needs to answer the requests under way."""
 LOG_MOST_BYTES = 20_000_000
 
-INSTANCE_MARK = "MILLRACE_INSTANCE"
-PROCESS_MARK = "MILLRACE_PROCESS"
+HOME_MARK = "MILLRACE_SUPERVISED_IN"
+PROCESS_MARK = "MILLRACE_SUPERVISED_AS"
 
 
 class SupervisorError(RuntimeError):
@@ -69,8 +70,8 @@ RESTING = {EXIT_FENCED: State.FENCED, EXIT_POSITION: State.REFUSED}
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessSpec:
-    """A process to keep alive. `port` is where it serves /metrics and /health; `ready_url` answers 200
-    once those that come after it may start (only the registry has one)."""
+    """A process to keep alive. `port` is where it serves /metrics and /health: its own where it is an HTTP
+    service. `ready_url` answers 200 once the others may start (only the registry has one)."""
 
     role: str
     pipeline: str
@@ -89,25 +90,31 @@ def specs(settings: Settings, pipelines: Pipelines, *, native: bool) -> tuple[Pr
     With `native` services the registry is a process of ours, unless the settings name another one.
     """
     registry_url = settings.schema_registry_url
-    wanted: list[tuple[str, str, tuple[str, ...], str | None]] = []
-    if native and registry_url == SETTINGS["schema_registry_url"].default(settings):
-        state_dir = str(settings.home_path / "registry")
-        argv = ("schemas.registry", "--port", str(settings.port(PORT_REGISTRY)), "--state-dir", state_dir)
-        wanted.append(("registry", "all", argv, f"{registry_url}/subjects"))
+    wanted: list[tuple[str, str, tuple[str, ...], int | None]] = []
+    own_registry = native and registry_url == SETTINGS["schema_registry_url"].default(settings)
+    if own_registry:
+        port = settings.port(PORT_REGISTRY)
+        argv = ("schemas.registry", "--port", str(port), "--state-dir", str(settings.home_path / "registry"))
+        wanted.append(("registry", "all", argv, port))
     wanted += [("sink", p.name, ("sinks", p.name), None) for p in pipelines]
     wanted += [("processor", p.name, ("streams", p.name), None) for p in pipelines if p.processors]
-    wanted += [("connector", kind, ("connectors", kind), None) for kind in CONNECTORS]
-    wanted.append(("api", "all", ("api",), None))
+    wanted.append(("connector", "gateway", ("connectors", "gateway"), _port_of(settings.gateway_url)))
+    wanted.append(("connector", "mqtt", ("connectors", "mqtt"), None))
+    wanted.append(("api", "all", ("api",), _port_of(settings.api_url)))
     return tuple(
         ProcessSpec(
             role=role,
             pipeline=pipeline,
             argv=(sys.executable, "-m", *argv),
-            port=settings.port(PORT_METRICS_FIRST) + index,
-            ready_url=ready_url,
+            port=settings.port(PORT_METRICS_FIRST) + index if port is None else port,
+            ready_url=f"{registry_url}/subjects" if role == "registry" else None,
         )
-        for index, (role, pipeline, argv, ready_url) in enumerate(wanted)
+        for index, (role, pipeline, argv, port) in enumerate(wanted)
     )
+
+
+def _port_of(url: str) -> int:
+    return urllib.parse.urlsplit(url).port or 80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +169,7 @@ def living(home: Path) -> dict[str, psutil.Process]:
     for process in psutil.process_iter():
         try:
             environ = process.environ()
-            if environ.get(INSTANCE_MARK) != str(home) or PROCESS_MARK not in environ:
+            if environ.get(HOME_MARK) != str(home) or PROCESS_MARK not in environ:
                 continue
             if os.getsid(process.pid) == process.pid and _alive(process):
                 found[environ[PROCESS_MARK]] = process
@@ -378,7 +385,7 @@ class Supervisor:
                 start_new_session=True,
                 env={
                     **self.environ,
-                    INSTANCE_MARK: str(self.home),
+                    HOME_MARK: str(self.home),
                     PROCESS_MARK: spec.name,
                     "MILLRACE_METRICS_PORT": str(spec.port),
                 },

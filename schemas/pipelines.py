@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from schemas import fraud, imaging
+from schemas import fleet, fraud, imaging, orders
 from schemas.declare import Pipelines
 
-PIPELINES = Pipelines.of(fraud.PIPELINE, imaging.PIPELINE)
+PIPELINES = Pipelines.of(fraud.PIPELINE, fleet.PIPELINE, orders.PIPELINE, imaging.PIPELINE)

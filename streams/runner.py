@@ -22,7 +22,7 @@ from infra import versions
 from infra.broker import PartitionBatch
 from infra.checkpoints import Checkpoints, Claim, LogBounds, TopicPartition
 from infra.codec import Codec, Undecodable
-from infra.dead_letters import envelope
+from infra.dead_letters import envelope, reason_given
 from infra.postgres import Connection, Failure, classify, connect
 from infra.progress import Progress
 from infra.telemetry.metrics import (
@@ -292,8 +292,9 @@ class Runner:
             try:
                 decoded = self.codec.decode(topic, message.value())
             except Undecodable as error:
+                reason = reason_given(message) or error.reason
                 refused.append(
-                    self._refuse(message, topic, "undecodable", error.reason, None, error.schema_id, None)
+                    self._refuse(message, topic, "undecodable", reason, None, error.schema_id, None)
                 )
                 continue
             event = decoded.event

@@ -49,12 +49,13 @@ class Work:
 
 
 class _BatchBoot(BootStrategy):
-    """Agents and sensors, and nothing of Faust's own Kafka clients or web server."""
+    """Agents, and nothing of Faust's own Kafka clients, web server or sensors (they count single events)."""
 
     enable_kafka = False
     enable_kafka_consumer = False
     enable_kafka_producer = False
     enable_web = False
+    enable_sensors = False
 
 
 class BatchApp(faust.App):

@@ -9,16 +9,15 @@ import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import urlopen
 
+import httpx
 import pytest
 
 from infra.broker import TopicSpec, ensure_topics
 from infra.codec import Codec
 from infra.postgres import connect, migrate
 from infra.services import choose
-from infra.settings import SETTINGS, Settings
+from infra.settings import PORT_REGISTRY, SETTINGS, Settings
 from tests.accounts import Accounts
 
 _NUMBERS = count(1)
@@ -56,25 +55,25 @@ def services() -> Iterator[Settings]:
 
 @pytest.fixture(scope="session")
 def registry(services: Settings) -> Iterator[Settings]:
-    """As `services`, with the schema registry running beside them."""
-    url = urlsplit(services.schema_registry_url)
-    process = subprocess.Popen(
-        [
-            sys.executable, "-m", "schemas.registry", "--port", str(url.port),
-            "--state-dir", str(services.home_path / "registry"),
-        ]
-    )  # fmt: skip
-    try:
-        for _ in range(200):
-            try:
-                urlopen(f"{services.schema_registry_url}/subjects", timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.05)
-        yield services
-    finally:
+    """As `services`, with a schema registry that answers."""
+    url = f"{services.schema_registry_url}/subjects"
+    process = None
+    if choose(services).kind == "native":  # with Docker it is a container among the services
+        state = str(services.home_path / "registry")
+        argv = ("--port", str(services.port(PORT_REGISTRY)), "--state-dir", state)
+        process = subprocess.Popen((sys.executable, "-m", "schemas.registry", *argv))
+    end = time.monotonic() + 30
+    while True:
+        try:
+            httpx.get(url, trust_env=False).raise_for_status()
+            break
+        except httpx.HTTPError:
+            assert time.monotonic() < end, f"{url} does not answer"
+            time.sleep(0.1)
+    yield services
+    if process is not None:
         process.terminate()
-        process.wait(10)
+        process.wait(timeout=10)
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,9 @@ import typer
 
 from infra.services import ServiceError
 from infra.settings import SettingError
+from infra.supervisor import SupervisorError
 
-EXPLAINED: tuple[type[Exception], ...] = (ServiceError, SettingError)
+EXPLAINED: tuple[type[Exception], ...] = (ServiceError, SettingError, SupervisorError)
 """Errors whose message is one sentence with the remedy: people see that alone, not a traceback."""
 
 

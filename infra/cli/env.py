@@ -16,6 +16,7 @@ EXPORTED = (
     "kafka_bootstrap_servers",
     "schema_registry_url",
     "database_url",
+    "database_reader_url",
     "redis_url",
     "mqtt_url",
     "api_url",

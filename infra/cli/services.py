@@ -1,4 +1,4 @@
-"""`millrace up | down | status`: the services of this instance."""
+"""`millrace up | down | status`: the services of this instance, and the processes upon them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Annotated
 
 import typer
 
+from infra import supervisor
+from infra.cli import processes
 from infra.services import ServiceStatus, choose
 from infra.settings import Settings
 
 app = typer.Typer()
 
-PURGED = ("objects", "registry")
+PURGED = ("objects", "registry", "ingest")
 """What the platform's processes keep in the state folder beside the services' own data."""
 
 SIGNS = {"running": "●", "failing": "▲", "stopped": "○"}
@@ -36,32 +38,60 @@ def stop_services(settings: Settings, purge: bool) -> None:
             shutil.rmtree(settings.home_path / name, ignore_errors=True)
 
 
+def start_all(settings: Settings) -> None:
+    """Starts services, then processes; returns when all are ready."""
+    start_services(settings)
+    native = choose(settings).kind == "native"
+    processes.start_processes(settings, native=native, progress=lambda line: typer.echo(line, err=True))
+
+
 @app.command()
-def up() -> None:
-    """Start the services: Kafka, Postgres, Redis, Mosquitto. Those that run are left alone."""
-    start_services(Settings.load())
+def up(
+    services_only: Annotated[
+        bool, typer.Option("--services-only", help="Leave the processes of the platform out.")
+    ] = False,
+) -> None:
+    """Start services and processes. Those that run are left alone; those given up on are tried again."""
+    settings = Settings.load()
+    if services_only:
+        start_services(settings)
+    else:
+        start_all(settings)
 
 
 @app.command()
 def down(
     purge: Annotated[bool, typer.Option("--purge", help="Also delete all data and secrets.")] = False,
 ) -> None:
-    """Stop the services. Data stays unless --purge is given."""
-    stop_services(Settings.load(), purge)
+    """Stop processes, then services. Data stays unless --purge is given."""
+    settings = Settings.load()
+    if settings.home_path.exists():
+        supervisor.stop(settings)
+    stop_services(settings, purge)
 
 
 @app.command()
 def status(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
-    """Show every service: state, address, process, what it answers. Exits 1 unless all run."""
-    services = choose(Settings.load())
+    """Show every service and process: state, address, pid, what it says. Exits 1 unless all are well."""
+    settings = Settings.load()
+    services = choose(settings)
     found = services.status()
+    ours = processes.processes(settings)
+    supervisor_pid = supervisor.supervisor_pid(settings.home_path)
     if as_json:
-        typer.echo(
-            json.dumps({"kind": services.kind, "services": [one.as_dict() for one in found]}, indent=2)
-        )
+        document = {
+            "kind": services.kind,
+            "services": [one.as_dict() for one in found],
+            "supervisor": supervisor_pid,
+            "processes": ours,
+        }
+        typer.echo(json.dumps(document, indent=2))
     else:
-        typer.echo("\n".join(_line(one) for one in found))
-    if any(one.state != "running" for one in found):
+        typer.echo("\n".join([*map(_line, found), *map(processes.line, ours)]))
+    well = all(one.state == "running" for one in found) and all(one["ready"] for one in ours)
+    if not well or supervisor_pid is None:
+        if supervisor_pid is None:
+            typer.echo("the processes do not run; start them with `millrace up`", err=True)
         raise typer.Exit(1)
 
 

@@ -31,7 +31,8 @@ class Component(ABC):
     name: str
     stop_signal = signal.SIGTERM
     stop_timeout_s = 30.0
-    start_timeout_s = 60.0
+    start_timeout_s = 180.0
+    """Generous: on a busy machine a first start takes half a minute; an end is told at once."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

@@ -31,14 +31,15 @@ class Kafka(Component):
         if not (self.folder / "data" / "meta.properties").exists():
             # A format that was interrupted leaves a folder that StorageTool refuses.
             shutil.rmtree(self.folder / "data", ignore_errors=True)
-            cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+            # Never with "-" in front, which one id in 64 has: StorageTool would take it for an option.
+            cluster_id = "M" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
             done = subprocess.run(
                 [
                     *self._java("-Xmx256m"),
                     "kafka.tools.StorageTool",
                     "format",
-                    "-t",
-                    cluster_id,
+                    # In one word: an id may begin with a dash, which would be taken for an option.
+                    f"--cluster-id={cluster_id}",
                     "-c",
                     str(config),
                 ],

@@ -5,6 +5,8 @@ Give what belongs to a line as `extra`: `extra={"topic": "card-transactions", "p
 
 from __future__ import annotations
 
+import io
+import json
 import logging
 import sys
 import threading
@@ -50,7 +52,7 @@ class JsonLines(logging.Formatter):
             return orjson.dumps(line, default=repr, option=orjson.OPT_NON_STR_KEYS).decode()
         except orjson.JSONEncodeError:
             # A lone surrogate or a number beyond 64 bits must not cost the line.
-            return orjson.dumps({k: ascii(v) for k, v in line.items()}).decode()
+            return json.dumps(line, default=repr, skipkeys=True)
 
 
 def configure(role: str, pipeline: str | None = None, level: str = "INFO") -> None:
@@ -58,6 +60,8 @@ def configure(role: str, pipeline: str | None = None, level: str = "INFO") -> No
 
     `role` is connector, processor, sink, api, registry or supervisor; `pipeline` its domain, if it has one.
     """
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(encoding="utf-8")  # what another encoding escapes is not JSON
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines(role, pipeline))
     root = logging.getLogger()
@@ -83,5 +87,5 @@ def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
     logging.getLogger("millrace").critical(
         "uncaught exception in a thread",
         exc_info=(args.exc_type, args.exc_value, args.exc_traceback),
-        extra={"thread": name},
+        extra={"thread_name": name},
     )

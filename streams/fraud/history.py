@@ -18,8 +18,7 @@ from array import array
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -43,12 +42,11 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 
 
-@dataclass(slots=True, frozen=True)
-class Windows:
-    """What was known of a card as of one transaction's event time. Sums in minor units.
+class Windows(NamedTuple):
+    """What was known of a card as of one transaction's event time, named as in card-decisions.
 
-    `late_ms`: how far it lay behind the card's newest transaction. `complete`: nothing that belongs in
-    the windows can have been forgotten.
+    Sums in minor units. `late_ms`: how far it lay behind the card's newest transaction.
+    `windows_complete`: nothing that belongs in the windows can have been forgotten.
     """
 
     count_1h: int
@@ -59,7 +57,7 @@ class Windows:
     sum_7d_minor: int
     since_previous_ms: int | None
     late_ms: int
-    complete: bool
+    windows_complete: bool
 
 
 class CardHistory:

@@ -17,7 +17,7 @@ from models.artifacts import load_artifact
 from models.fraud import AnomalyModel, features
 from schemas.fraud import CARD_DECISIONS, CARD_TRANSACTIONS, FRAUD_SCORING
 from streams.decide import Outcomes, Record, Versions
-from streams.fraud.history import FraudState, Pending
+from streams.fraud.history import FraudState, Pending, Windows
 from streams.fraud.rules import Rules, load_rules
 
 DECLINE_RISK = 0.95
@@ -37,6 +37,7 @@ MCC = re.compile(r"[0-9]{4}")
 
 INPUTS = tuple(CARD_TRANSACTIONS.fields)
 IDENTITY = ("occurred_at", "card_id", "amount_minor", "currency")
+WINDOW_FIELDS = Windows._fields
 NO_RULES = Rules(0, ())
 
 
@@ -123,15 +124,7 @@ class FraudScoring:
                 continue
             answer = {name: event[name] for name in INPUTS}
             windows, pending = state.insert(answer, record.append_ms)
-            answer["count_1h"] = windows.count_1h
-            answer["sum_1h_minor"] = windows.sum_1h_minor
-            answer["count_24h"] = windows.count_24h
-            answer["sum_24h_minor"] = windows.sum_24h_minor
-            answer["count_7d"] = windows.count_7d
-            answer["sum_7d_minor"] = windows.sum_7d_minor
-            answer["since_previous_ms"] = windows.since_previous_ms
-            answer["late_ms"] = windows.late_ms
-            answer["windows_complete"] = windows.complete
+            answer.update(zip(WINDOW_FIELDS, windows, strict=True))
             answers.append((answer, features(answer), pending, record.append_ms))
 
         vectors = [tuple(found.values()) for _, found, _, _ in answers if found is not None]

@@ -145,3 +145,15 @@ def test_compose_binds_loopback_only_and_every_image_is_replaceable() -> None:
     assert all(line.startswith("image: ${") and ":-" in line for line in images)
     for variable, _, _ in CONTAINERS.values():
         assert f"${{{variable}:-" in COMPOSE_FILE.read_text()
+
+
+def test_up_on_running_services_is_done_at_once(services: Settings) -> None:
+    """`up` on the running session instance starts nothing, and `status` then exits 0."""
+    before = millrace(dict(services.environ), "status", "--json")
+    assert before.returncode == 0, before.stdout
+    done = millrace(dict(services.environ), "up")
+    assert done.returncode == 0
+    assert done.stderr.count("\n") == 1 and "services are up" in done.stderr
+    assert json.loads(millrace(dict(services.environ), "status", "--json").stdout) == json.loads(
+        before.stdout
+    )

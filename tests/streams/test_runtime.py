@@ -99,7 +99,9 @@ def running(settings: Settings, accounts: Accounts, instance: str = "0") -> Iter
         assert not thread.is_alive()
 
 
-def wait_for(settings: Settings, accounts: Accounts, total: int, seconds: float = 40) -> None:
+def wait_for(
+    settings: Settings, accounts: Accounts, total: int, errors: list[BaseException], seconds: float = 40
+) -> None:
     """Until the processor has checkpointed `total` input records."""
     until = time.monotonic() + seconds
     with connect(settings.database_url) as connection:
@@ -111,6 +113,8 @@ def wait_for(settings: Settings, accounts: Accounts, total: int, seconds: float 
             assert row is not None
             if row[0] == total:
                 return
+            if errors:
+                raise errors[0]
             time.sleep(0.1)
     pytest.fail(f"the processor stood at {row[0]} of {total} after {seconds} s")
 
@@ -130,10 +134,10 @@ def test_every_record_is_answered_once_and_state_survives_a_restart(
     second = [deposit(n, f"a{n % 7}") for n in range(500, 800)]
     send(database, codec, accounts, first)
     with running(database, accounts) as errors:
-        wait_for(database, accounts, 500)
+        wait_for(database, accounts, 500, errors)
     send(database, codec, accounts, second)
     with running(database, accounts) as errors2:
-        wait_for(database, accounts, 800)
+        wait_for(database, accounts, 800, errors2)
     assert errors == errors2 == []
     found = outputs(database, codec, accounts)
     assert sorted(e["event_id"] for e in found) == sorted(e["event_id"] for e in first + second)
@@ -149,8 +153,8 @@ def test_a_duplicate_counts_once_and_gets_the_stored_answer(
     """A deposit sent again changes no balance and is answered with the same bytes."""
     events = [deposit(n, "a") for n in range(20)]
     send(database, codec, accounts, events + events[:5])
-    with running(database, accounts):
-        wait_for(database, accounts, 25)
+    with running(database, accounts) as errors:
+        wait_for(database, accounts, 25, errors)
     found = read(database, accounts.balances.name, accounts.balances.partitions)
     assert len(found) == 25
     assert [v for *_, v in found[20:]] == [v for *_, v in found[:5]]
@@ -159,7 +163,7 @@ def test_a_duplicate_counts_once_and_gets_the_stored_answer(
 def test_a_bad_record_becomes_a_dead_letter_and_its_neighbours_are_answered(
     database: Settings, codec: Codec, accounts: Accounts
 ) -> None:
-    """Random bytes, unknown schema, wrong key, trailing bytes, the future, a bad value: exactly these are refused."""
+    """Random bytes, unknown schema, wrong key, trailing bytes, the future, a bad value: just these go."""
     p = producer(database.kafka_bootstrap_servers)
     name = accounts.deposits.name
     good = codec.encode(accounts.deposits, deposit(1, "a"))
@@ -184,8 +188,8 @@ def test_a_bad_record_becomes_a_dead_letter_and_its_neighbours_are_answered(
     p.produce(name, None, "a", partition=1)
     p.produce(name, codec.encode(accounts.deposits, deposit(2, "a")), "a", partition=1)
     assert p.flush(20) == 0
-    with running(database, accounts):
-        wait_for(database, accounts, len(poison) + 4)
+    with running(database, accounts) as errors:
+        wait_for(database, accounts, len(poison) + 4, errors)
     assert [e["event_id"] for e in outputs(database, codec, accounts)] == ["e1", "e2"]
     dlq = accounts.deposits.dlq
     letters = [codec.decode(dlq, v).event for *_, v in read(database, dlq.name, 1)]
@@ -203,14 +207,14 @@ def test_a_version_applies_from_an_offset_that_is_written_down_first(
 ) -> None:
     """Records before a new limit keep the old one, also when they are read again after a restart."""
     name = accounts.pipeline.name
-    with running(database, accounts):
+    with running(database, accounts) as errors:
         send(database, codec, accounts, [deposit(n, "a") for n in range(10)])
-        wait_for(database, accounts, 10)
+        wait_for(database, accounts, 10, errors)
         with connect(database.database_url) as connection:
             assert versions.publish(connection, name, "limits", {"limit_minor": 50}) == 1
         time.sleep(1.5)
         send(database, codec, accounts, [deposit(n, "a") for n in range(10, 15)])
-        wait_for(database, accounts, 15)
+        wait_for(database, accounts, 15, errors)
     assert [e["event_id"] for e in outputs(database, codec, accounts)] == [f"e{n}" for n in range(10)]
     # A crash that lost the checkpoint: everything is read again, and decided as it was then.
     with connect(database.database_url) as connection:
@@ -219,8 +223,8 @@ def test_a_version_applies_from_an_offset_that_is_written_down_first(
             "UPDATE checkpoints SET next_offset = 0 WHERE consumer = %s", (accounts.processor.name,)
         )
     before = read(database, accounts.balances.name, accounts.balances.partitions)
-    with running(database, accounts):
-        wait_for(database, accounts, 15)
+    with running(database, accounts) as errors:
+        wait_for(database, accounts, 15, errors)
     again = read(database, accounts.balances.name, accounts.balances.partitions)[len(before) :]
     assert [v for *_, v in again] == [v for *_, v in before]
 
@@ -251,9 +255,9 @@ def test_two_workers_share_the_partitions_and_one_takes_over(
         with running(database, accounts, "1") as errors1:
             time.sleep(3)
             send(database, codec, accounts, [deposit(n, f"a{n % 11}") for n in range(300, 600)])
-            wait_for(database, accounts, 600)
+            wait_for(database, accounts, 600, errors)
         send(database, codec, accounts, [deposit(n, f"a{n % 11}") for n in range(600, 900)])
-        wait_for(database, accounts, 900)
+        wait_for(database, accounts, 900, errors)
     assert errors == errors1 == []
     distinct = {e["event_id"]: e for e in outputs(database, codec, accounts)}
     assert len(distinct) == 900
@@ -266,7 +270,7 @@ def test_a_zombie_cannot_commit(database: Settings, codec: Codec, accounts: Acco
     """A worker whose partition was claimed by another epoch ends as fenced and moves no position."""
     with running(database, accounts) as errors:
         send(database, codec, accounts, [deposit(1, "a")])
-        wait_for(database, accounts, 1)
+        wait_for(database, accounts, 1, errors)
         with connect(database.database_url) as connection:
             connection.execute(
                 "UPDATE checkpoints SET epoch = epoch + 1 WHERE consumer = %s", (accounts.processor.name,)

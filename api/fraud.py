@@ -1,0 +1,108 @@
+"""Decisions on card transactions, by transaction and by card."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+import asyncpg
+from fastapi import APIRouter, Depends, Query
+from pydantic import AwareDatetime, BaseModel, Field
+
+from api.database import database
+from api.paging import Cursor, Limit, Page, decode_cursor, encode_cursor
+from infra.problems import Problem
+from schemas.fraud import CARD_LEDGER
+
+router = APIRouter(prefix="/v1", tags=["fraud"])
+
+Pool = Annotated[asyncpg.Pool, Depends(database)]
+Tenant = Annotated[str, Query(max_length=128, description="Whose decisions are asked for.")]
+Answer = Literal["APPROVE", "REVIEW", "DECLINE"]
+
+_COLUMNS = ", ".join(CARD_LEDGER.columns)
+_ONE = f"SELECT {_COLUMNS} FROM card_ledger WHERE event_id = $1 AND tenant = $2 ORDER BY occurred_at LIMIT 1"  # noqa: S608 -- declared names
+_OF_CARD = f"""
+SELECT {_COLUMNS} FROM card_ledger
+WHERE card_id = $1 AND tenant = $2
+  AND ($3::text IS NULL OR decision = $3)
+  AND ($4::timestamptz IS NULL OR occurred_at >= $4)
+  AND ($5::timestamptz IS NULL OR occurred_at < $5)
+  AND ($6::timestamptz IS NULL OR (occurred_at, event_id) < ($6, $7))
+ORDER BY occurred_at DESC, event_id DESC LIMIT $8
+"""  # noqa: S608 -- declared names
+
+
+class Decision(BaseModel):
+    """A decision, with all that it was made from. Money in minor units of `currency`."""
+
+    event_id: str
+    tenant: str
+    occurred_at: datetime
+    card_id: str
+    amount_minor: int
+    currency: str
+    customer_id: str | None
+    merchant_id: str | None
+    terminal_id: str | None
+    country: str | None
+    home_country: str | None
+    mcc: str | None
+    channel: str
+    count_1h: int = Field(description="Transactions of the card in the hour up to and including this one.")
+    sum_1h_minor: int
+    count_24h: int
+    sum_24h_minor: int
+    count_7d: int
+    sum_7d_minor: int
+    since_previous_ms: int | None
+    late_ms: int = Field(description="How far it lay behind the card's newest transaction when decided.")
+    windows_complete: bool
+    model_risk: float
+    risk: float = Field(description="0.0 to 1.0, model and rules together.")
+    decision: Answer
+    reasons: list[str]
+    fired_rules: list[str]
+    rules_version: int
+    model_version: int
+    code_version: int
+
+
+@router.get("/decisions/{event_id}")
+async def decision(event_id: str, pool: Pool, tenant: Tenant = "default") -> Decision:
+    """The decision on one transaction."""
+    row = await pool.fetchrow(_ONE, event_id, tenant)
+    if row is None:
+        raise Problem(
+            404,
+            "No decision",
+            f"There is no decision on {event_id!r}: it was not sent, is on its way, or is a dead letter.",
+        )
+    return Decision(**dict(row))
+
+
+@router.get("/cards/{card_id}/decisions")
+async def decisions_of_card(
+    card_id: str,
+    pool: Pool,
+    tenant: Tenant = "default",
+    decision: Annotated[Answer | None, Query(description="Only these.")] = None,
+    since: Annotated[
+        AwareDatetime | None, Query(alias="from", description="From this event time on.")
+    ] = None,
+    until: Annotated[AwareDatetime | None, Query(alias="to", description="Before this event time.")] = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> Page[Decision]:
+    """A card's decisions, newest event time first."""
+    after: tuple[datetime | None, str | None] = (None, None)
+    if cursor is not None:
+        at, event_id = decode_cursor(cursor, datetime, str)
+        after = (at, event_id)
+    rows = await pool.fetch(_OF_CARD, card_id, tenant, decision, since, until, *after, limit + 1)
+    items = [Decision(**dict(row)) for row in rows[:limit]]
+    more = len(rows) > limit
+    return Page(
+        items=items,
+        next_cursor=encode_cursor(items[-1].occurred_at, items[-1].event_id) if more else None,
+    )

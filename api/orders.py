@@ -1,0 +1,185 @@
+"""Orders with their lines and status, and stock by SKU."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+import asyncpg
+from fastapi import APIRouter, Depends, Path, Query
+from pydantic import BaseModel, Field
+
+from api.database import database
+from api.paging import Cursor, Limit, Page, decode_cursor, encode_cursor
+from infra.problems import Problem
+from schemas.orders.limits import IDENTIFIER
+
+router = APIRouter(prefix="/v1", tags=["orders"])
+
+Pool = Annotated[asyncpg.Pool, Depends(database)]
+Id = Annotated[str, Path(pattern=IDENTIFIER)]
+Tenant = Annotated[str, Query(pattern=IDENTIFIER, description="Whose orders and stock are asked for.")]
+Status = Literal[
+    "PENDING",
+    "CONFIRMED",
+    "REJECTING",
+    "REJECTED",
+    "CANCELLING",
+    "CANCELLED",
+    "RETURNING",
+    "RETURNED",
+]
+LineState = Literal[
+    "waiting", "asked", "held", "rejected", "releasing", "released", "restocking", "restocked"
+]
+
+_ORDER = (
+    "tenant, order_id, status, reason, customer_id, currency, total_minor, placed_at, updated_at, version"
+)
+# One statement: order and lines are then of one moment.
+_ONE = f"""
+SELECT {", ".join("o." + c for c in _ORDER.split(", "))}, l.sku, l.quantity, l.amount_minor, l.state
+FROM orders o LEFT JOIN order_lines l USING (tenant, order_id)
+WHERE o.tenant = $1 AND o.order_id = $2 ORDER BY l.sku COLLATE "C"
+"""  # noqa: S608 -- names of our own
+_HISTORY = """
+SELECT version, occurred_at, input_id, input_kind, outcome, status, reason
+FROM order_status_log WHERE tenant = $1 AND order_id = $2 AND version > $3 ORDER BY version LIMIT $4
+"""
+_OF_CUSTOMER = f"""
+SELECT {_ORDER} FROM orders
+WHERE tenant = $1 AND customer_id = $2 AND ($3::text IS NULL OR status = $3)
+  AND ($4::timestamptz IS NULL OR (placed_at, order_id) < ($4, $5))
+ORDER BY placed_at DESC, order_id DESC LIMIT $6
+"""  # noqa: S608 -- names of our own
+_STOCK = "SELECT sku, on_hand, reserved, on_hand - reserved AS available, version, updated_at FROM"
+_OF_SKU = f"{_STOCK} stock WHERE tenant = $1 AND sku = $2"
+_ALL_STOCK = f"""
+{_STOCK} stock WHERE tenant = $1 AND ($2::text IS NULL OR sku > $2)
+  AND (NOT $3 OR (on_hand - reserved) * 10 <= on_hand)
+ORDER BY sku LIMIT $4
+"""
+
+
+class Line(BaseModel):
+    """One SKU of an order."""
+
+    sku: str
+    quantity: int = Field(description="Units, summed over all lines of the SKU.")
+    amount_minor: int = Field(description="Quantity times price, in minor units of the order's currency.")
+    state: LineState
+
+
+class OrderSummary(BaseModel):
+    """An order without its lines."""
+
+    tenant: str
+    order_id: str
+    status: Status
+    reason: str | None = Field(description="Why it was rejected.")
+    customer_id: str | None
+    currency: str
+    total_minor: int = Field(description="Sum of all lines in minor units.")
+    placed_at: datetime
+    updated_at: datetime = Field(description="Event time of the input that led to the status.")
+    version: int = Field(description="The order's status records so far.")
+
+
+class Order(OrderSummary):
+    """An order with its lines."""
+
+    lines: list[Line]
+
+
+class Change(BaseModel):
+    """One status of an order, or the refusal of one of its events."""
+
+    version: int
+    occurred_at: datetime
+    input_id: str = Field(description="Id of the order event that is answered, or came to its end.")
+    input_kind: Literal["placed", "cancelled", "returned"]
+    outcome: Literal["accepted", "refused"]
+    status: str = Field(description="The order's status after it; UNKNOWN before it was placed.")
+    reason: str | None
+
+
+class Stock(BaseModel):
+    """Stock of one SKU."""
+
+    sku: str
+    on_hand: int = Field(description="Units in the warehouse, reserved ones among them.")
+    reserved: int = Field(description="Units held by orders.")
+    available: int
+    version: int = Field(description="Stock commands applied so far.")
+    updated_at: datetime
+
+
+@router.get("/orders/{order_id}")
+async def order(order_id: Id, pool: Pool, tenant: Tenant = "default") -> Order:
+    """An order with its lines and its newest status."""
+    rows = await pool.fetch(_ONE, tenant, order_id)
+    if not rows:
+        raise Problem(
+            404,
+            "No such order",
+            f"There is no order {order_id!r}: it was not placed, is on its way, or is a dead letter.",
+        )
+    lines = [Line(**{f: row[f] for f in Line.model_fields}) for row in rows if row["sku"] is not None]
+    return Order(**{f: rows[0][f] for f in OrderSummary.model_fields}, lines=lines)
+
+
+@router.get("/orders/{order_id}/history")
+async def history(
+    order_id: Id, pool: Pool, tenant: Tenant = "default", limit: Limit = 50, cursor: Cursor = None
+) -> Page[Change]:
+    """All that happened to an order, oldest first; refused events too, of orders never placed as well."""
+    after = decode_cursor(cursor, int)[0] if cursor is not None else 0
+    rows = await pool.fetch(_HISTORY, tenant, order_id, after, limit + 1)
+    items = [Change(**dict(row)) for row in rows[:limit]]
+    return Page(items=items, next_cursor=encode_cursor(items[-1].version) if len(rows) > limit else None)
+
+
+@router.get("/customers/{customer_id}/orders")
+async def orders_of_customer(
+    customer_id: Id,
+    pool: Pool,
+    tenant: Tenant = "default",
+    status: Annotated[Status | None, Query(description="Only these.")] = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> Page[OrderSummary]:
+    """A customer's orders and returns, newest first."""
+    after: tuple[datetime | None, str | None] = (None, None)
+    if cursor is not None:
+        placed_at, order_id = decode_cursor(cursor, datetime, str)
+        after = (placed_at, order_id)
+    rows = await pool.fetch(_OF_CUSTOMER, tenant, customer_id, status, *after, limit + 1)
+    items = [OrderSummary(**dict(row)) for row in rows[:limit]]
+    more = len(rows) > limit
+    return Page(
+        items=items, next_cursor=encode_cursor(items[-1].placed_at, items[-1].order_id) if more else None
+    )
+
+
+@router.get("/stock/{sku}")
+async def stock_of_sku(sku: Id, pool: Pool, tenant: Tenant = "default") -> Stock:
+    """Stock of one SKU."""
+    row = await pool.fetchrow(_OF_SKU, tenant, sku)
+    if row is None:
+        raise Problem(404, "No such SKU", f"Nothing was ever received, ordered or returned of SKU {sku!r}.")
+    return Stock(**dict(row))
+
+
+@router.get("/stock")
+async def stock(
+    pool: Pool,
+    tenant: Tenant = "default",
+    low: Annotated[bool, Query(description="Only where a tenth or less is available.")] = False,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> Page[Stock]:
+    """Stock of all SKUs, by SKU."""
+    after = decode_cursor(cursor, str)[0] if cursor is not None else None
+    rows = await pool.fetch(_ALL_STOCK, tenant, after, low, limit + 1)
+    items = [Stock(**dict(row)) for row in rows[:limit]]
+    return Page(items=items, next_cursor=encode_cursor(items[-1].sku) if len(rows) > limit else None)

@@ -1,0 +1,1 @@
+"""How orders and stock receipts come in: over HTTP, from files, and simulated."""

@@ -1,0 +1,153 @@
+"""`millrace models`: train what scores, and put it in force."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Annotated, Any
+
+import typer
+
+from infra.settings import Settings
+
+app = typer.Typer()
+models = typer.Typer(help="Train models and put them in force.", no_args_is_help=True)
+app.add_typer(models, name="models")
+train = typer.Typer(help="Train a domain's model.", no_args_is_help=True)
+models.add_typer(train, name="train")
+
+LEDGER_ROWS_MIN = 10_000
+"""With fewer decisions in the ledger the model learns from simulated traffic."""
+SIMULATED_ROWS = 20_000
+SIMULATED_NOW_MS = 1_767_225_600_000  # 2026-01-01: the same simulated traffic gives the same model
+BATCH = 2_048
+
+
+@train.command("fraud")
+def train_fraud(
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", exists=True, dir_okay=False, help="A Parquet or CSV file of transactions."),
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1_000, help="Most rows to train on.")] = 100_000,
+) -> None:
+    """Train the anomaly model and put it in force: from a file, the ledger, or simulated traffic."""
+    settings = Settings.load()
+    from infra import versions
+    from infra.postgres import connect
+    from models.artifacts import store_artifact
+    from models.fraud import train as fit
+
+    with connect(settings.database_url, "millrace-models") as connection:
+        if source is not None:
+            learned_from, decisions = source.name, _of_file(source, rows)
+        else:
+            found = _of_ledger(connection, rows)
+            if len(found) >= LEDGER_ROWS_MIN:
+                learned_from, decisions = "card_ledger", iter(found)
+            else:
+                learned_from, decisions = "simulated traffic", _simulated(min(rows, SIMULATED_ROWS))
+        typer.echo(f"training on {learned_from}", err=True)
+        artifact = fit(decisions)
+        card = {
+            "domain": "fraud",
+            "kind": "isolation forest",
+            "features": list(artifact["features"]),
+            "rows": artifact["rows"],
+            "learned_from": learned_from,
+        }
+        sha256 = store_artifact(settings.object_store, artifact, card)
+        version = versions.latest(connection, "fraud", ["model"])["model"]
+        if version and versions.body(connection, "fraud", "model", version)["sha256"] == sha256:
+            typer.echo(f"fraud model {version} is the same already ({sha256[:12]})")
+            return
+        version = versions.publish(connection, "fraud", "model", {"sha256": sha256, **card})
+    typer.echo(f"fraud model {version} is in force: {artifact['rows']} rows, {sha256[:12]}")
+
+
+@models.command()
+def ensure() -> None:
+    """Train what a domain needs and nobody has trained yet; `millrace up` does this."""
+    from infra.postgres import connect
+    from infra.versions import NONE_PUBLISHED, latest
+
+    with connect(Settings.load().database_url, "millrace-models") as connection:
+        missing = latest(connection, "fraud", ["model"])["model"] == NONE_PUBLISHED
+    if missing:
+        train_fraud(source=None, rows=SIMULATED_ROWS)
+
+
+def _of_ledger(connection: Any, rows: int) -> list[dict[str, Any]]:
+    """The newest decisions of the ledger, as the events they came from."""
+    from psycopg.rows import dict_row
+
+    with connection.cursor(row_factory=dict_row) as cursor:
+        cursor.execute(
+            "SELECT (extract(epoch FROM occurred_at) * 1000)::bigint AS occurred_at, amount_minor, channel,"
+            " country, home_country, count_1h, sum_1h_minor, count_24h, sum_24h_minor, count_7d,"
+            " sum_7d_minor, since_previous_ms FROM card_ledger ORDER BY card_ledger.occurred_at DESC"
+            " LIMIT %s",
+            (rows,),
+        )
+        found: list[dict[str, Any]] = cursor.fetchall()
+        return found
+
+
+def _of_file(path: Path, rows: int) -> Iterator[dict[str, Any]]:
+    """Decisions on the first rows of a file that `millrace ingest fraud` knows."""
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    from connectors.fraud.files import FILES
+
+    if path.suffix == ".csv":
+        batches: Iterable[Any] = pyarrow.csv.open_csv(path)
+        names = pyarrow.csv.open_csv(path).schema.names
+    else:
+        file = pyarrow.parquet.ParquetFile(path)
+        batches, names = file.iter_batches(), file.schema_arrow.names
+    source = next((f for f in FILES if f.columns <= set(names)), None)
+    if source is None:
+        known = " or ".join(f"{f.name} ({', '.join(sorted(f.columns))})" for f in FILES)
+        raise typer.BadParameter(
+            f"{path.name} has other columns than {known}; rename them", param_hint="--from"
+        )
+    events = (event for batch in batches for _, event in source.events(batch, 0))
+    return _decided(islice(events, rows))
+
+
+def _simulated(rows: int) -> Iterator[dict[str, Any]]:
+    """Decisions on simulated traffic."""
+    from connectors.fraud.http import Transaction
+    from connectors.fraud.traffic import steps
+    from connectors.traffic import Http
+
+    def events() -> Iterator[dict[str, Any]]:
+        for step in steps(Random(0), lambda: SIMULATED_NOW_MS):  # noqa: S311 -- simulation
+            if isinstance(step, Http):
+                for body in step.json if isinstance(step.json, list) else [step.json]:
+                    event = Transaction.model_validate(body).event()
+                    if event["occurred_at"] <= SIMULATED_NOW_MS:  # the rest is poison
+                        yield event
+
+    return _decided(islice(events(), rows))
+
+
+def _decided(events: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The decisions of the processor's own code on events, in order, as if from one partition."""
+    from schemas.fraud import CARD_TRANSACTIONS
+    from streams.decide import Outcomes, Record
+    from streams.fraud.scoring import FraudScoring
+
+    logic = FraudScoring(lambda: Settings.load().object_store)
+    state = logic.new_state()
+    numbered = enumerate(events)
+    while batch := list(islice(numbered, BATCH)):
+        out = Outcomes()
+        # Appended all at once: no card is idle.
+        records = [Record(CARD_TRANSACTIONS.name, 0, n, 0, e) for n, e in batch]
+        logic.decide(state, records, {}, out)
+        state.delta()
+        yield from (event for _, event in out.emitted)

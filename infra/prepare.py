@@ -1,0 +1,94 @@
+"""What must exist before the first record: topics, schemas, tables, and the models that decisions need.
+
+`python -m infra.prepare` does it for the declared pipelines; repeating it changes nothing.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+
+import psycopg
+from confluent_kafka import KafkaException
+from confluent_kafka.schema_registry.error import SchemaRegistryError
+
+from infra.broker import TopicMismatch, TopicSpec, ensure_topics
+from infra.codec import Codec
+from infra.postgres import MigrationError, let_reader_in, migrate
+from infra.services.credentials import ensure_secret
+from infra.settings import Settings
+from schemas.declare import Pipelines
+
+FIRST_MODELS = (sys.executable, "-m", "infra.cli", "models", "ensure")
+"""A program of its own: it imports layers above this one."""
+
+
+class PrepareError(RuntimeError):
+    """Something could not be prepared; the message names it, the reason and the remedy."""
+
+
+def prepare(settings: Settings, pipelines: Pipelines, progress: Callable[[str], None]) -> None:
+    """Create topics, register schemas, migrate the database, publish first models.
+
+    Raises `PrepareError`; what was done stays done, and calling again goes on from there.
+    """
+    topics = [t for p in pipelines for declared in p.topics for t in (declared, declared.dlq)]
+    try:
+        created = ensure_topics(settings.kafka_bootstrap_servers, map(TopicSpec.of, topics))
+    except TopicMismatch as error:
+        raise PrepareError(str(error)) from error
+    except (KafkaException, RuntimeError) as error:
+        raise PrepareError(f"topics: {error}; look at `millrace status`") from error
+    progress(f"topics: {len(created)} created, {len(topics) - len(created)} there already")
+
+    with closing(Codec(settings.schema_registry_url)) as codec:
+        for topic in topics:
+            try:
+                codec.register(topic)
+            except SchemaRegistryError as error:
+                raise PrepareError(
+                    f"the registry refuses the schema of {topic.subject}: {error.error_message};"
+                    " give new fields a default, or write to a topic of a new name"
+                ) from error
+            except OSError as error:
+                raise PrepareError(
+                    f"the registry does not answer: {error}; look at `millrace status`"
+                ) from error
+    progress(f"schemas: {len(topics)} registered")
+
+    try:
+        applied = migrate(settings.database_url)
+        let_reader_in(settings.database_url, ensure_secret(settings, "reader"))
+    except MigrationError as error:
+        raise PrepareError(str(error)) from error
+    except psycopg.OperationalError as error:
+        raise PrepareError(f"the database does not answer: {error}; look at `millrace status`") from error
+    progress(f"migrations: {', '.join(applied) or 'nothing new'}")
+
+    trained = subprocess.run(FIRST_MODELS, check=False)
+    if trained.returncode != 0:
+        raise PrepareError(f"models: training ended with exit code {trained.returncode}; its reason is above")
+    progress("models: all there")
+
+
+def main() -> int:
+    """Prepare the instance that the environment describes; one line of progress for each part."""
+    from schemas.pipelines import PIPELINES
+
+    def say(line: str) -> None:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+    try:
+        prepare(Settings.load(), PIPELINES, say)
+    except PrepareError as error:
+        say(f"failed: {error}")
+        return 1
+    say("prepared")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

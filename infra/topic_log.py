@@ -1,0 +1,112 @@
+"""Topics as they stand: how far they reach, and everything in them, without a consumer group.
+
+For whoever counts (reconciling, the live table) or looks for what it sent itself (ingest); processors and
+sinks read through `infra.broker.Source`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, Message
+from confluent_kafka import TopicPartition as KafkaPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
+
+from infra.broker import ADMIN_SECONDS
+from infra.checkpoints import TopicPartition
+from schemas.declare import Topic
+
+READ_RECORDS = 10_000
+SILENCE_SECONDS = 30.0
+"""Reading fails when a partition that has not ended yields nothing for this long."""
+
+
+class LogUnreadable(ConnectionError):
+    """The broker does not answer, or stopped to; the message says for which partition."""
+
+
+def partitions(topics: Iterable[Topic]) -> list[TopicPartition]:
+    """All declared partitions of these topics."""
+    return [TopicPartition(t.name, n) for t in topics for n in range(t.partitions)]
+
+
+def starts(admin: AdminClient, wanted: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+    """The first offset that each partition still holds. Raises `LogUnreadable`."""
+    return _list(admin, wanted, OffsetSpec.earliest())
+
+
+def ends(admin: AdminClient, wanted: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+    """The end offset of each partition. Raises `LogUnreadable`."""
+    return _list(admin, wanted, OffsetSpec.latest())
+
+
+def _list(
+    admin: AdminClient, wanted: Iterable[TopicPartition], spec: OffsetSpec
+) -> dict[TopicPartition, int]:
+    asked = {KafkaPartition(p.topic, p.partition): spec for p in wanted}
+    found = {}
+    try:
+        answers = admin.list_offsets(
+            asked, request_timeout=ADMIN_SECONDS, isolation_level=IsolationLevel.READ_COMMITTED
+        )
+        for at, future in answers.items():
+            info: Any = future.result()
+            found[TopicPartition(at.topic, at.partition)] = int(info.offset)
+    except KafkaException as error:
+        raise LogUnreadable(
+            f"the broker does not tell its offsets: {error}; see `millrace status`"
+        ) from error
+    return found
+
+
+def read(
+    bootstrap_servers: str,
+    first: Mapping[TopicPartition, int],
+    end: Mapping[TopicPartition, int],
+) -> Iterator[list[Message]]:
+    """Every committed record of each partition, from offset `first` up to `end`, in lists.
+
+    Records of one partition come in order. Raises `LogUnreadable`.
+    """
+    open_ = {p for p in first if first[p] < end[p]}
+    if not open_:
+        return
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bootstrap_servers,
+            "group.id": "millrace-reader",  # required, but no group is joined and nothing is committed
+            "enable.auto.commit": False,
+            "auto.offset.reset": "error",
+            "isolation.level": "read_committed",
+            # The end may be a transaction marker, which is never delivered; the end of the partition is.
+            "enable.partition.eof": True,
+            "queued.max.messages.kbytes": 65_536,
+        }
+    )
+    try:
+        consumer.assign([KafkaPartition(p.topic, p.partition, first[p]) for p in open_])
+        heard = time.monotonic()
+        while open_:
+            messages = []
+            for message in consumer.consume(READ_RECORDS, 1.0):
+                heard = time.monotonic()
+                at = TopicPartition(str(message.topic()), int(message.partition() or 0))
+                error, offset = message.error(), int(message.offset() or 0)
+                if error is not None:
+                    if error.code() != KafkaError._PARTITION_EOF:
+                        raise LogUnreadable(f"{at} cannot be read: {error.str()}; see `millrace doctor`")
+                    open_.discard(at)
+                elif offset < end[at]:
+                    messages.append(message)
+                if offset >= end[at] - 1:
+                    open_.discard(at)
+            if messages:
+                yield messages
+            if time.monotonic() > heard + SILENCE_SECONDS:
+                raise LogUnreadable(
+                    f"{min(open_)} yields nothing for {SILENCE_SECONDS:.0f} s; see `millrace status`"
+                )
+    finally:
+        consumer.close()

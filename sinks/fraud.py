@@ -1,0 +1,19 @@
+"""Decisions as rows of the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from schemas.fraud import CARD_LEDGER
+from sinks.rows import Event, Row, RowMapping, from_ms
+
+_TIME = CARD_LEDGER.columns.index("occurred_at")
+
+
+def _ledger(decision: Event) -> Iterator[Row]:
+    row = [decision[column] for column in CARD_LEDGER.columns]
+    row[_TIME] = from_ms(decision["occurred_at"])
+    yield tuple(row)
+
+
+ROWS: tuple[RowMapping, ...] = (RowMapping(CARD_LEDGER, _ledger),)

@@ -1,0 +1,57 @@
+"""`millrace models train fraud` on a real database and object store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner, Result
+
+from infra import versions
+from infra.cli import build
+from infra.postgres import connect
+from infra.settings import Settings
+from models.fraud import AnomalyModel
+from streams.fraud import PROCESSORS
+
+
+def millrace(*arguments: str) -> Result:
+    result = CliRunner().invoke(build(), list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_training_puts_a_model_in_force(
+    database: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a ledger the model learns from simulated traffic; trained again the same is not published."""
+    monkeypatch.setenv("MILLRACE_OBJECT_STORE", str(tmp_path))
+    with connect(database.database_url) as connection:
+        before = versions.latest(connection, "fraud", ["model"])["model"]
+        first = millrace("models", "train", "fraud", "--rows", "3000")
+        version = versions.latest(connection, "fraud", ["model"])["model"]
+        assert version == before + 1 and f"fraud model {version} is in force: 3000 rows" in first.output
+        body = versions.body(connection, "fraud", "model", version)
+        model = PROCESSORS["fraud-scoring"]().load_version("model", version, body)
+        assert isinstance(model, AnomalyModel) and model.version == version
+        assert "is the same already" in millrace("models", "train", "fraud", "--rows", "3000").output
+        assert versions.latest(connection, "fraud", ["model"])["model"] == version
+
+
+def test_training_from_a_file(database: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that `millrace ingest fraud` knows is scored by the processor's own code and learned from."""
+    monkeypatch.setenv("MILLRACE_OBJECT_STORE", str(tmp_path / "objects"))
+    rows = [
+        {"event_id": f"e{n}", "occurred_at": 1_700_000_000_000 + n * 60_000, "card_id": f"c{n % 9}"}
+        | {"amount_minor": n * 37 % 5000, "currency": "EUR"}
+        for n in range(1200)
+    ]
+    path = tmp_path / "transactions.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    assert "1200 rows" in millrace("models", "train", "fraud", "--from", str(path)).output
+    other = tmp_path / "other.parquet"
+    pq.write_table(pa.table({"x": [1]}), other)
+    refused = CliRunner().invoke(build(), ["models", "train", "fraud", "--from", str(other)])
+    assert refused.exit_code == 2 and "has other columns" in refused.output

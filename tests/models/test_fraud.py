@@ -1,0 +1,160 @@
+"""The anomaly model: its features, its training, and that its artifact is what was stored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.artifacts import ArtifactError, load_artifact, store_artifact
+from models.fraud import FEATURES, RISK_STEPS, AnomalyModel, features, risk_limits, train
+from models.isolation import UNIT, IsolationTrees, mean_path_length
+
+
+def decision(rng: Random) -> dict[str, Any]:
+    amount = int(rng.lognormvariate(8, 1))
+    counts = sorted(rng.randrange(1, 30) for _ in range(3))
+    return {
+        "amount_minor": amount,
+        "occurred_at": 1_700_000_000_000 + rng.randrange(10**9),
+        "count_1h": counts[0],
+        "sum_1h_minor": amount * counts[0],
+        "count_24h": counts[1],
+        "sum_24h_minor": amount * counts[1],
+        "count_7d": counts[2],
+        "sum_7d_minor": amount * counts[2],
+        "since_previous_ms": rng.choice([None, rng.randrange(10**8)]),
+        "country": rng.choice([None, "IE", "FR"]),
+        "home_country": "IE",
+        "channel": rng.choice(["ONLINE", "PRESENT"]),
+    }
+
+
+ROWS = [decision(Random(n)) for n in range(1500)]
+
+
+@pytest.fixture(scope="module")
+def artifact() -> Mapping[str, Any]:
+    return train(ROWS)
+
+
+def matrix(rows: list[dict[str, Any]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.array([tuple(features(row).values()) for row in rows], dtype=np.float32)
+
+
+def test_features_are_what_they_say() -> None:
+    """Each feature of a known decision has the value that its description gives."""
+    row = {
+        "amount_minor": 300,
+        "occurred_at": 1_762_048_800_000,  # Sunday 2025-11-02, 02:00 UTC
+        "count_1h": 1,
+        "sum_1h_minor": 300,
+        "count_24h": 2,
+        "sum_24h_minor": 400,
+        "count_7d": 3,
+        "sum_7d_minor": 500,
+        "since_previous_ms": 7_200_999,
+        "country": "FR",
+        "home_country": "IE",
+        "channel": "ONLINE",
+    }
+    found = features(row)
+    assert tuple(found) == FEATURES
+    assert [*found.values()] == [300, 1, 300, 2, 400, 3, 500, 300, 7200, 2, 1, 1, 1]
+    first = row | {"count_7d": 1, "sum_7d_minor": 300, "since_previous_ms": None, "country": None}
+    assert (features(first)["amount_pct_of_mean_7d"], features(first)["since_previous_s"]) == (100, 604_800)
+    assert features(first)["foreign"] == 0
+    assert features(row | {"occurred_at": 1_762_128_000_000})["weekend"] == 0  # Monday
+
+
+def test_path_sums_agree_with_scikit_learn(artifact: Mapping[str, Any]) -> None:
+    """The integer forest gives scikit-learn's scores, to within the rounding of its leaves."""
+    rows = matrix(ROWS)
+    trees = IsolationTrees.of(artifact["forest"])
+    norm = mean_path_length(np.array([artifact["forest"].max_samples_]))[0]
+    ours = -(2.0 ** (-trees.path_sums(rows) / UNIT / (len(trees.roots) * norm)))
+    assert np.abs(ours - artifact["forest"].score_samples(rows)).max() < 1e-6
+
+
+def test_a_score_depends_on_its_row_alone(artifact: Mapping[str, Any]) -> None:
+    """A row has the same path sum in a batch of any size and at any place."""
+    rows = matrix(ROWS[:300])
+    trees = IsolationTrees.of(artifact["forest"])
+    whole = trees.path_sums(rows)
+    assert all(trees.path_sums(rows[n : n + 1])[0] == whole[n] for n in range(len(rows)))
+    assert (trees.path_sums(rows[::-1])[::-1] == whole).all()
+
+
+def test_risk_is_calibrated_on_the_training_rows(artifact: Mapping[str, Any]) -> None:
+    """The share of training rows at or above a risk is the share that the risk stands for."""
+    model = AnomalyModel.of(1, artifact)
+    risks = np.array(model.risks([tuple(features(row).values()) for row in ROWS]))
+    for risk, share in ((0.25, 0.1), (0.5, 0.01)):
+        assert abs((risks >= risk).mean() - share) < 0.2 * share
+    order = np.argsort(model.trees.path_sums(matrix(ROWS)))
+    assert (np.diff(risks[order]) <= 0).all(), "a row that is isolated earlier is never less risky"
+
+
+def test_few_rows_reach_no_high_risk() -> None:
+    """What the training rows are too few to say is not said: 99 rows end at 1 in 100."""
+    limits = risk_limits(np.arange(1, 100, dtype=np.int64))
+    model = AnomalyModel(1, IsolationTrees(*[np.zeros(1, np.int64)] * 5, depth=0), limits)  # type: ignore[arg-type]
+    assert model.risks([(0,) * len(FEATURES)]) == [0.5]
+    assert (np.diff(limits) <= 0).all() and len(limits) == RISK_STEPS
+
+
+def test_training_repeats(artifact: Mapping[str, Any], tmp_path: Path) -> None:
+    """The same rows give the same artifact, byte for byte."""
+    assert store_artifact(tmp_path, train(ROWS), {}) == store_artifact(tmp_path, artifact, {})
+
+
+def test_too_few_rows_are_refused() -> None:
+    """Training on a handful says how many rows it needs."""
+    with pytest.raises(ValueError, match="there are 10 rows to train on; give at least 256"):
+        train(ROWS[:10])
+
+
+def test_artifacts_come_back(artifact: Mapping[str, Any], tmp_path: Path) -> None:
+    """An artifact is found under its hash, with a card that says what it is, and scores the same."""
+    sha256 = store_artifact(tmp_path, artifact, {"rows": artifact["rows"]})
+    card = json.loads((tmp_path / "models" / f"{sha256}.json").read_text())
+    assert (card["sha256"], card["rows"]) == (sha256, 1500) and card["sklearn"]
+    vectors = [tuple(features(row).values()) for row in ROWS[:50]]
+    assert AnomalyModel.of(1, load_artifact(tmp_path, sha256)).risks(vectors) == AnomalyModel.of(
+        1, artifact
+    ).risks(vectors)
+
+
+def test_an_altered_artifact_is_refused(artifact: Mapping[str, Any], tmp_path: Path) -> None:
+    """A file whose bytes are not those of its name is not loaded; nor is one that is missing."""
+    sha256 = store_artifact(tmp_path, artifact, {})
+    path = tmp_path / "models" / f"{sha256}.joblib"
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(ArtifactError, match="was altered and will not be loaded"):
+        load_artifact(tmp_path, sha256)
+    with pytest.raises(ArtifactError, match="copy it there, or train one"):
+        load_artifact(tmp_path, "0" * 64)
+    with pytest.raises(ArtifactError, match="is not a sha256"):
+        load_artifact(tmp_path, "../../etc/passwd")
+
+
+def test_another_scikit_learn_is_refused(
+    artifact: Mapping[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model of another scikit-learn is refused, as it could score otherwise without a word."""
+    monkeypatch.setattr("sklearn.base.__version__", "0.0.1")
+    sha256 = store_artifact(tmp_path, artifact, {})
+    monkeypatch.undo()
+    with pytest.raises(ArtifactError, match=r"another scikit-learn .*train it again"):
+        load_artifact(tmp_path, sha256)
+
+
+def test_a_model_of_other_features_is_refused(artifact: Mapping[str, Any]) -> None:
+    """A model trained on other features than this code computes names the difference."""
+    with pytest.raises(ValueError, match=r"other features than this code computes \(amount_minor, speed\)"):
+        AnomalyModel.of(1, {**artifact, "features": ("speed", *FEATURES[1:])})

@@ -1,0 +1,439 @@
+"""The fraud decision against a brute-force oracle: windows, duplicates, restarts, batches."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import fastavro
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.fraud import FEATURES, AnomalyModel, train
+from schemas.fraud import CARD_DECISIONS, CARD_TRANSACTIONS
+from streams.decide import Event, Outcomes, Record
+from streams.fraud import history
+from streams.fraud.history import DAY_MS, HORIZON_MS, HOUR_MS, IDLE_MS, LATENESS_MS, WINDOWS_MS, FraudState
+from streams.fraud.rules import load_rules
+from streams.fraud.scoring import FraudScoring
+
+T0 = 1_700_000_000_000
+SCHEMA = fastavro.parse_schema(dict(CARD_DECISIONS.schema))
+RULES = load_rules(
+    7,
+    [
+        {
+            "id": "velocity",
+            "description": "Three within an hour",
+            "when": [{"feature": "count_1h", "op": ">=", "value": 3}],
+            "action": "review",
+            "score": 0.5,
+            "reason": "three within an hour",
+        },
+        {
+            "id": "abroad",
+            "description": "A high amount abroad",
+            "when": [
+                {"feature": "foreign", "op": "==", "value": True},
+                {"feature": "amount_minor", "op": ">", "value": 900},
+            ],
+            "action": "decline",
+            "score": 0.7,
+            "reason": "a high amount abroad",
+        },
+    ],
+)
+
+
+def transaction(event_id: str, at_ms: int, card: str = "a", amount: int = 100, **more: Any) -> Event:
+    return {
+        "event_id": event_id,
+        "tenant": "default",
+        "occurred_at": at_ms,
+        "card_id": card,
+        "amount_minor": amount,
+        "currency": "EUR",
+        "customer_id": None,
+        "merchant_id": None,
+        "terminal_id": None,
+        "country": None,
+        "home_country": "IE",
+        "mcc": None,
+        "channel": "UNKNOWN",
+    } | more
+
+
+def log_of(events: Iterable[Event], append_ms: int = T0) -> list[Record]:
+    return [Record(CARD_TRANSACTIONS.name, 0, n, append_ms, event) for n, event in enumerate(events)]
+
+
+def scoring() -> FraudScoring:
+    def no_store() -> Path:
+        raise AssertionError("no artifact is loaded here")
+
+    return FraudScoring(no_store)
+
+
+def run(
+    records: Sequence[Record], batch: int = 1, versions: dict[str, Any] | None = None, state: Any = None
+) -> Outcomes:
+    """The outcomes of a whole log, cut into batches."""
+    logic = scoring()
+    state = logic.new_state() if state is None else state
+    out = Outcomes()
+    for start in range(0, len(records), batch):
+        logic.decide(state, records[start : start + batch], versions or {"rules": RULES}, out)
+    return out
+
+
+def as_bytes(out: Outcomes) -> bytes:
+    """Everything a log came to, as the bytes that would be produced."""
+    body = io.BytesIO()
+    for topic, event in out.emitted:
+        assert topic is CARD_DECISIONS
+        fastavro.schemaless_writer(body, SCHEMA, event, strict=True)
+    for record, *why in out.dead:
+        body.write(repr((record.offset, why)).encode())
+    body.write(str(out.duplicates_total).encode())
+    return body.getvalue()
+
+
+# Times that meet the windows' and the horizon's bounds, and ties, often.
+times = st.builds(
+    lambda hours, edge: T0 + hours * HOUR_MS + edge,
+    st.one_of(st.integers(0, 30), st.sampled_from([24, 168, 191, 192, 193, 216, 360, 400])),
+    st.sampled_from([-1, 0, 0, 0, 1]),
+)
+
+
+@st.composite
+def logs(draw: st.DrawFn) -> list[Record]:
+    """A log of few cards: out of order, with ties, resends, conflicting resends and pauses."""
+    drawn = draw(
+        st.lists(
+            st.tuples(
+                times,
+                st.sampled_from("aab"),
+                st.integers(0, 1000),
+                st.sampled_from(["default", "default", "other"]),
+                st.sampled_from([None, "IE", "FR"]),
+            ),
+            min_size=1,
+            max_size=40,
+        )
+    )
+    distinct = [
+        transaction(f"e{n}", at_ms, card, amount, tenant=tenant, country=country)
+        for n, (at_ms, card, amount, tenant, country) in enumerate(drawn)
+    ]
+    events: list[Event] = []
+    for n, event in enumerate(distinct):
+        events.append(event)
+        match draw(st.integers(0, 9)):
+            case 0 | 1:
+                events.append(distinct[draw(st.integers(0, n))])
+            case 2:
+                events.append(distinct[draw(st.integers(0, n))] | {"amount_minor": 1001})
+    append_ms = T0
+    records = []
+    for offset, event in enumerate(events):
+        append_ms += draw(st.sampled_from([0, 0, 0, 0, HOUR_MS, 5 * DAY_MS, IDLE_MS]))
+        records.append(Record(CARD_TRANSACTIONS.name, 0, offset, append_ms, event))
+    return records
+
+
+@dataclass
+class Known:
+    """The oracle's card: everything it was told, in the order of the log."""
+
+    known_from_ms: int
+    last_append_ms: int
+    events: list[Event] = field(default_factory=list)
+
+    @property
+    def newest_ms(self) -> int:
+        return max(e["occurred_at"] for e in self.events)
+
+
+def oracle(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """What each record must come to, by looking at everything again for each."""
+    cards: dict[tuple[str, str], Known] = {}
+    forgotten_ms = -(1 << 62)
+    newest_append_ms = 0
+    answers: list[dict[str, Any]] = []
+    for record in records:
+        event = record.event
+        at_ms = event["occurred_at"]
+        remembered = {
+            (tenant, e["event_id"]): e
+            for (tenant, _), card in cards.items()
+            for e in card.events
+            if e["occurred_at"] > card.newest_ms - HORIZON_MS
+        }
+        before = remembered.get((event["tenant"], event["event_id"]))
+        if before is not None:
+            same = before["amount_minor"] == event["amount_minor"]
+            answers.append({"duplicate_of": event["event_id"]} if same else {"dead": "amount_minor"})
+            continue
+        key = (event["tenant"], event["card_id"])
+        if key not in cards:
+            cards[key] = Known(forgotten_ms, 0)
+        card = cards[key]
+        if card.events and at_ms <= card.newest_ms - HORIZON_MS:
+            expected = {f"count_{w}": 1 for w in WINDOWS_MS} | {
+                f"sum_{w}_minor": event["amount_minor"] for w in WINDOWS_MS
+            }
+            answers.append(
+                expected
+                | {
+                    "late_ms": card.newest_ms - at_ms,
+                    "windows_complete": False,
+                    "since_previous_ms": None,
+                }
+            )
+            continue
+        card.events.append(event)
+        newest_append_ms = max(newest_append_ms, record.append_ms)
+        card.last_append_ms = newest_append_ms
+        known = [e for e in card.events if e["occurred_at"] > card.newest_ms - HORIZON_MS]
+        expected = {}
+        for name, width_ms in WINDOWS_MS.items():
+            inside = [e["amount_minor"] for e in known if at_ms - width_ms < e["occurred_at"] <= at_ms]
+            expected[f"count_{name}"] = len(inside)
+            expected[f"sum_{name}_minor"] = sum(inside)
+        earlier = [
+            e["occurred_at"] for e in known[:-1] if at_ms - WINDOWS_MS["7d"] < e["occurred_at"] <= at_ms
+        ]
+        late_ms = card.newest_ms - at_ms
+        answers.append(
+            expected
+            | {
+                "since_previous_ms": at_ms - max(earlier) if earlier else None,
+                "late_ms": late_ms,
+                "windows_complete": late_ms <= LATENESS_MS and at_ms - WINDOWS_MS["7d"] >= card.known_from_ms,
+            }
+        )
+        for idle in [k for k, c in cards.items() if c.last_append_ms <= newest_append_ms - IDLE_MS]:
+            forgotten_ms = max(forgotten_ms, cards.pop(idle).newest_ms)
+    return answers
+
+
+@given(logs())
+@settings(max_examples=300, deadline=None)
+def test_windows_are_exact(records: list[Record]) -> None:
+    """Every decision has the windows that a full scan finds, in any order of arrival and with resends."""
+    out = run(records, batch=3)
+    emitted = iter(event for _, event in out.emitted)
+    dead = {record.offset: field_name for record, _, field_name, _ in out.dead}
+    first: dict[tuple[str, str], Event] = {}
+    for record, expected in zip(records, oracle(records), strict=True):
+        if "dead" in expected:
+            assert dead.pop(record.offset) == expected["dead"]
+            continue
+        answer = next(emitted)
+        scoped = (record.event["tenant"], record.event["event_id"])
+        if "duplicate_of" in expected:
+            assert answer == first[scoped]
+            continue
+        first[scoped] = dict(answer)
+        assert {name: answer[name] for name in expected} == expected
+        assert {name: answer[name] for name in CARD_TRANSACTIONS.fields} == record.event
+    assert not dead and next(emitted, None) is None
+
+
+@given(logs(), st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_restored_state_goes_on_the_same(records: list[Record], data: st.DataObject) -> None:
+    """A processor restored from snapshot and deltas, at any cut, answers like one that never stopped."""
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(records)), min_size=1, max_size=4)))
+    logic, state = scoring(), scoring().new_state()
+    out = Outcomes()
+    chunks: list[bytes] = []
+    for start, end in zip([0, *cuts], [*cuts, len(records)], strict=True):
+        logic.decide(state, records[start:end], {"rules": RULES}, out)
+        delta = state.delta()
+        if delta is not None:
+            chunks.append(delta)
+        assert state.delta() is None
+        if data.draw(st.booleans()):
+            chunks = list(state.snapshot())
+        state = logic.new_state()
+        for chunk in chunks:
+            state.load(chunk)
+        assert state.delta() is None
+    assert as_bytes(out) == as_bytes(run(records))
+
+
+def test_a_large_snapshot_comes_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A snapshot larger than a chunk is cut, within a card too, and restores the same state."""
+    monkeypatch.setattr(history, "CHUNK_BYTES", 300)
+    records = log_of(transaction(f"e{n}", T0 + n % 7 * HOUR_MS, "ab"[n % 2], n) for n in range(30))
+    state, restored = scoring().new_state(), scoring().new_state()
+    run(records, state=state)
+    chunks = list(state.snapshot())
+    assert len(chunks) > 5
+    for chunk in chunks:
+        restored.load(chunk)
+    more = log_of(transaction(f"m{n}", T0 + n * HOUR_MS, "ab"[n % 2], n) for n in range(20)) + records[:5]
+    assert as_bytes(run(more, state=restored)) == as_bytes(run(more, state=state))
+
+
+@pytest.fixture(scope="module")
+def model() -> AnomalyModel:
+    """A model trained on what the decision itself answers to random transactions."""
+    rng = Random(5)
+    events = (
+        transaction(
+            f"t{n}",
+            T0 + n * 600_000 + rng.randrange(HOUR_MS),
+            f"c{rng.randrange(20)}",
+            int(rng.lognormvariate(7, 1)),
+            country=rng.choice(["IE", "IE", "IE", "FR"]),
+            channel=rng.choice(["ONLINE", "PRESENT"]),
+        )
+        for n in range(1200)
+    )
+    return AnomalyModel.of(3, train(e for _, e in run(log_of(events), batch=400).emitted))
+
+
+@given(logs())
+@settings(max_examples=40, deadline=None)
+def test_decisions_do_not_depend_on_batches(model: AnomalyModel, records: list[Record]) -> None:
+    """The same log in batches of 1, 2, 7 and 512 gives the same bytes, with rules and model in force."""
+    versions = {"rules": RULES, "model": model}
+    whole = as_bytes(run(records, 512, versions))
+    for batch in (1, 2, 7):
+        assert as_bytes(run(records, batch, versions)) == whole
+
+
+def test_a_long_log_does_not_depend_on_batches(model: AnomalyModel) -> None:
+    """Batches of full size too give the bytes of single records, and leave the same state."""
+    rng = Random(11)
+    records = log_of(
+        transaction(
+            f"e{rng.randrange(1500)}" if rng.random() < 0.05 else f"e{n}",
+            T0 + n * 60_000 - rng.randrange(2 * HOUR_MS),
+            f"c{rng.randrange(30)}",
+            rng.randrange(5000),
+            country="FR",
+        )
+        for n in range(1500)
+    )
+    seen = set()
+    for batch in (1, 2, 7, 512):
+        state = scoring().new_state()
+        out = run(records, batch, {"rules": RULES, "model": model}, state)
+        seen.add((as_bytes(out), b"".join(state.snapshot())))
+    assert len(seen) == 1
+    assert len({e["model_risk"] for _, e in run(records, 512, {"model": model}).emitted}) > 20
+
+
+def test_risk_combines_rules_and_model(model: AnomalyModel) -> None:
+    """Risk is 1 - (1 - model) * product of (1 - score); a rule's action decides whatever the risk."""
+    event = transaction("e", T0, amount=1000, country="FR")
+    by_rules = run(log_of([event])).emitted[0][1]
+    assert (by_rules["risk"], by_rules["decision"], by_rules["fired_rules"]) == (0.7, "DECLINE", ["abroad"])
+    assert by_rules["reasons"] == ["a high amount abroad"]
+    assert (by_rules["rules_version"], by_rules["model_version"], by_rules["model_risk"]) == (7, 0, 0.0)
+    both = run(log_of([event]), versions={"rules": RULES, "model": model}).emitted[0][1]
+    assert 0 < both["model_risk"] <= 1 and both["model_version"] == 3
+    assert both["risk"] == round(1 - (1 - both["model_risk"]) * (1 - 0.7), 4)
+    neither = run(log_of([event]), versions={"rules": None}).emitted[0][1]
+    assert (neither["risk"], neither["decision"], neither["rules_version"]) == (0.0, "APPROVE", 0)
+
+
+def test_an_unusual_transaction_is_riskier(model: AnomalyModel) -> None:
+    """What the model never saw the like of is rarer than 1 in 100 to it, an ordinary first use is not."""
+    usual = transaction("u", T0 + 12 * HOUR_MS, "x", 1100, country="IE", channel="PRESENT")
+    odd = transaction("o", T0 + 3 * HOUR_MS, "y", 10_000_000, country="FR", channel="ONLINE")
+    risks = {
+        e["event_id"]: e["model_risk"] for _, e in run(log_of([usual, odd]), 2, {"model": model}).emitted
+    }
+    assert risks["u"] < 0.5 <= risks["o"]
+
+
+@pytest.mark.parametrize(
+    ("field_name", "value"),
+    [
+        ("amount_minor", -1),
+        ("amount_minor", 10**12 + 1),
+        ("occurred_at", 0),
+        ("currency", "eur"),
+        ("country", "Ireland"),
+        ("mcc", "12"),
+        ("event_id", ""),
+        ("card_id", "x" * 129),
+        ("event_id", "a\0b"),
+        ("merchant_id", "m\n"),
+    ],
+)
+def test_invalid_values_are_dead_letters(field_name: str, value: Any) -> None:
+    """A value that cannot be is refused with its field, and leaves no trace in the state."""
+    state = scoring().new_state()
+    out = run(log_of([transaction("e", T0) | {field_name: value}]), state=state)
+    assert not out.emitted and [d[2] for d in out.dead] == [field_name]
+    assert field_name in out.dead[0][3]
+    assert len(state) == 0 and state.delta() is None
+
+
+@pytest.mark.parametrize("change", [{"occurred_at": T0 + 1}, {"card_id": "b"}, {"amount_minor": 5}])
+def test_one_id_for_two_transactions_is_invalid(change: dict[str, Any]) -> None:
+    """An id that comes again with another time, card or amount is refused, in one batch and across two."""
+    records = log_of([transaction("e", T0), transaction("e", T0) | change])
+    for batch in (1, 2):
+        out = run(records, batch)
+        assert len(out.emitted) == 1 and out.duplicates_total == 0
+        assert [(d[0].offset, d[2]) for d in out.dead] == [(1, next(iter(change)))]
+
+
+def test_idle_cards_are_forgotten() -> None:
+    """Memory stays flat while cards that never come back follow one another."""
+    state = scoring().new_state()
+    sizes = []
+    for day in range(60):
+        records = [
+            Record("t", 0, n, T0 + day * DAY_MS, transaction(f"{day}-{n}", T0 + day * DAY_MS, f"c{day}-{n}"))
+            for n in range(50)
+        ]
+        run(records, 50, state=state)
+        sizes.append((state.cards_total, len(state)))
+    assert max(sizes[20:]) == min(sizes[20:]) == (9 * 50, 9 * 50)
+
+
+def test_the_number_of_cards_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """History loaded in no time is bounded too: the card longest without a record is forgotten first."""
+    monkeypatch.setattr(history, "CARDS_MAX", 10)
+    state = scoring().new_state()
+    events = [transaction(f"e{n}", T0 + n, f"c{n}") for n in range(10)]
+    run(
+        log_of([*events, transaction("again", T0 + 50, "c0"), transaction("new", T0 + 60, "c10")]),
+        state=state,
+    )
+    assert state.cards_total == 10 and len(state) == 11
+    assert run(log_of([transaction("x", T0 + 70, "c0")]), state=state).emitted[0][1]["count_1h"] == 3
+    returned = run(log_of([transaction("y", T0 + 80, "c1")]), state=state).emitted[0][1]
+    assert (returned["count_1h"], returned["windows_complete"]) == (1, False)
+
+
+def test_a_busy_card_is_compacted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cutting off what was forgotten changes no window and no answer."""
+    records = log_of(
+        transaction(f"e{n}", T0 + n * HOUR_MS - (n % 5 == 0) * 90 * 60_000, amount=n) for n in range(900)
+    )
+    whole = as_bytes(run(records))
+    monkeypatch.setattr(history, "COMPACT_MIN", 8)
+    state = scoring().new_state()
+    assert as_bytes(run(records, state=state)) == whole
+    assert len(state) < 200
+
+
+def test_the_answer_is_the_schemas() -> None:
+    """An answer has exactly the fields of card-decisions, and the vector exactly the declared features."""
+    answer = run(log_of([transaction("e", T0)])).emitted[0][1]
+    assert tuple(answer) == tuple(CARD_DECISIONS.fields)
+    assert isinstance(scoring().new_state(), FraudState) and len(FEATURES) == 13
