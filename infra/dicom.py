@@ -34,6 +34,9 @@ from pydicom.uid import (
 MAX_FILE_BYTES = 256 * 1024 * 1024
 """Largest file that is accepted, also after inflating a deflated one."""
 
+MAX_ELEMENTS = 50_000
+"""Most elements at a dataset's top level; real files have a few hundred."""
+
 _SERIES_UID_TAG = 0x0020000E
 _IDENTITY_TAGS = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"]
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+", re.ASCII)
@@ -159,11 +162,20 @@ def _parsed(
         )
     _refuse_inflating_too_far(file, force)
     file.seek(0)
+    count = 0
+
+    def stop(tag: int, vr: str | None, length: int) -> bool:
+        nonlocal count
+        count += 1
+        if count > MAX_ELEMENTS:
+            raise Unacceptable("file", f"it has more than {MAX_ELEMENTS} elements, which is the limit")
+        return stop_when is not None and stop_when(tag, vr, length)
+
     with warnings.catch_warnings():
         # pydicom would return such a file as an empty dataset.
         warnings.filterwarnings("error", message="End of file reached")
         try:
-            return read_partial(file, stop_when=stop_when, force=force, specific_tags=[Tag(t) for t in tags])
+            return read_partial(file, stop_when=stop, force=force, specific_tags=[Tag(t) for t in tags])
         except UserWarning:
             raise Unacceptable(
                 "file", "it ends within an element, so it was cut short; send it again"

@@ -194,7 +194,9 @@ class Processor:
     """A processor: topics in, topics out. One that keeps state reads exactly one topic.
 
     (Two inputs are merged only through a topic, whose order is then the truth.)
-    `code_version` rises whenever the same input would give other outputs.
+    `code_version` rises whenever the same input would give other outputs. `batch_records` lowers the
+    setting of that name where one record takes long to decide: a batch must be done well within the
+    group's max.poll.interval.ms (5 minutes), or the group takes the worker for dead.
     """
 
     name: str
@@ -202,6 +204,7 @@ class Processor:
     outputs: tuple[Topic, ...]
     stateful: bool
     code_version: int = 1
+    batch_records: int | None = None
 
     def __post_init__(self) -> None:
         owner = f"Processor {self.name}"

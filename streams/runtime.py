@@ -73,7 +73,8 @@ class Feeder:
         self._channel = app.channel(maxsize=1)
         app.agent(self._channel, name=self.name)(self._serve)
         self._checkpoint_seconds = settings.number("checkpoint_interval_ms") / 1000
-        self._batch_records = settings.number("batch_records")
+        most = settings.number("batch_records")
+        self._batch_records = min(most, runner.processor.batch_records or most)
         # One thread: whatever blocks (poll, decode, database) is in order, and never in the event loop.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=runner.processor.name)
         self._source = Source(

@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import IO
 
 import msgspec
+import psutil
 
 from streams.imaging.examine import Examined, Refused, examine
 
 _LENGTH_BYTES = 8
-_START_SECONDS = 60.0
+_START_SECONDS = 120.0
+_LOOK_SECONDS = 0.1
+_WALL_FACTOR = 6  # a child that sleeps uses no processor time and must end, too
 _DECODER = msgspec.msgpack.Decoder(Examined | Refused)
 
 
@@ -41,14 +44,15 @@ class Sandbox:
     then their pixels are left alone, and if that does not help either, the file is refused.
     """
 
-    def __init__(self, memory_bytes: int = 4 * 1024**3, seconds: float = 30.0) -> None:
+    def __init__(self, memory_bytes: int = 4 * 1024**3, seconds: float = 10.0) -> None:
+        """`seconds` limits the child's own processor time for one file: a busy machine changes no answer."""
         self._memory_bytes = memory_bytes
         self._seconds = seconds
         self._child: subprocess.Popen[bytes] | None = None
 
     def examine(self, data: bytes) -> Examined | Refused:
-        """As `streams.imaging.examine.examine`; blocks for at most three times the limit of time."""
-        limits = f"{self._memory_bytes // 1024**2} MiB of memory and {self._seconds:g} s"
+        """As `streams.imaging.examine.examine`; may block for three times the limit of time."""
+        limits = f"{self._memory_bytes // 1024**2} MiB of memory and {self._seconds:g} s of processor time"
         no_picture = f"the codec crashed on the pixel data or needed more than {limits}"
         for reason in (None, None, no_picture):
             try:
@@ -72,7 +76,7 @@ class Sandbox:
             _send(child.stdin, (no_picture or "").encode())
             _send(child.stdin, data)
             answer: Examined | Refused = _DECODER.decode(
-                _receive_until(child.stdout, time.monotonic() + self._seconds)
+                _answer(child, self._seconds, self._seconds * _WALL_FACTOR)
             )
         except (_Ended, BrokenPipeError):
             self.close()
@@ -99,7 +103,7 @@ class Sandbox:
         assert child.stdout is not None
         # Importing the codecs is no file's fault: the limit of time begins when the child is ready.
         try:
-            _receive_until(child.stdout, time.monotonic() + _START_SECONDS)
+            _answer(child, _START_SECONDS, _START_SECONDS)
         except _Ended:
             _end(child)
             raise SandboxFailed(
@@ -126,18 +130,31 @@ def _send(pipe: IO[bytes], data: bytes) -> None:
     pipe.flush()
 
 
-def _receive_until(pipe: IO[bytes], deadline: float) -> bytes:
-    descriptor, data, wanted = pipe.fileno(), b"", _LENGTH_BYTES
+def _answer(child: subprocess.Popen[bytes], cpu_seconds: float, wall_seconds: float) -> bytes:
+    """The child's next message. Raises `_Ended` where it dies, or exceeds one of the limits before."""
+    assert child.stdout is not None
+    descriptor, data, wanted = child.stdout.fileno(), bytearray(), _LENGTH_BYTES
+    cpu_limit, deadline = _cpu_seconds(child) + cpu_seconds, time.monotonic() + wall_seconds
     while len(data) < wanted:
-        if not select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))[0]:
-            raise _Ended
+        if not select.select([descriptor], [], [], _LOOK_SECONDS)[0]:
+            if _cpu_seconds(child) > cpu_limit or time.monotonic() > deadline:
+                raise _Ended
+            continue
         piece = os.read(descriptor, 1024 * 1024)
         if not piece:
             raise _Ended
         data += piece
         if wanted == _LENGTH_BYTES and len(data) >= _LENGTH_BYTES:
             wanted += int.from_bytes(data[:_LENGTH_BYTES], "big")
-    return data[_LENGTH_BYTES:]
+    return bytes(data[_LENGTH_BYTES:])
+
+
+def _cpu_seconds(child: subprocess.Popen[bytes]) -> float:
+    try:
+        times = psutil.Process(child.pid).cpu_times()
+    except psutil.NoSuchProcess:
+        raise _Ended from None
+    return float(times.user + times.system)
 
 
 def _receive(pipe: IO[bytes]) -> bytes | None:

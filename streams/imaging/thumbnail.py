@@ -14,7 +14,20 @@ from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import get_frame
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID, JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes, JPEGTransferSyntaxes
+from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
+    UID,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+)
 
 from infra.dicom import one_line, quietly
 
@@ -23,6 +36,19 @@ SIDE_PIXELS = 256
 MAX_FRAME_SAMPLES = 64 * 1024 * 1024
 """Largest frame that is decoded: rows times columns times samples (a mammogram has about 20 million)."""
 _COARSE_PIXELS = 4 * SIDE_PIXELS
+# One codec each, so that an answer does not depend on what else is installed; pydicom itself decodes the
+# rest. GDCM only where nothing else can: damaged JPEGs crash it.
+_JPEG_CODECS = {
+    JPEGBaseline8Bit: "pillow",
+    JPEGExtended12Bit: "pillow",
+    JPEGLossless: "gdcm",
+    JPEGLosslessSV1: "gdcm",
+    JPEGLSLossless: "gdcm",
+    JPEGLSNearLossless: "gdcm",
+}
+_JPEG2000_CODECS = dict.fromkeys(
+    (JPEG2000Lossless, JPEG2000, HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K), "pylibjpeg"
+)
 _START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # JPEG, and JPEG-LS
 
 KEYWORDS: tuple[str, ...] = (
@@ -94,7 +120,9 @@ def _picture(dataset: FileDataset, frames: int) -> NDArray[np.uint8]:
         )
     index = frames // 2
     _refuse_other_size(dataset, index, frames, rows, columns)
-    frame = pixel_array(dataset, index=index)
+    syntax = dataset.file_meta.TransferSyntaxUID
+    codec = _JPEG_CODECS.get(syntax) or _JPEG2000_CODECS.get(syntax, "")
+    frame = pixel_array(dataset, index=index, decoding_plugin=codec)
     step = max(1, math.ceil(max(rows, columns) / _COARSE_PIXELS))
     frame = frame[::step, ::step]
     interpretation = str(dataset.get("PhotometricInterpretation", "")).strip()
@@ -116,8 +144,8 @@ def _refuse_other_size(dataset: FileDataset, index: int, frames: int, rows: int,
     A codec allocates what the frame declares: a few bytes may ask for 4 billion pixels.
     """
     syntax = UID(dataset.file_meta.TransferSyntaxUID)
-    jpeg = syntax in JPEGTransferSyntaxes or syntax in JPEGLSTransferSyntaxes
-    if not jpeg and syntax not in JPEG2000TransferSyntaxes and "High-Throughput JPEG 2000" not in syntax.name:
+    jpeg = syntax in _JPEG_CODECS
+    if not jpeg and syntax not in _JPEG2000_CODECS:
         return
     stream = get_frame(
         dataset.PixelData, index, number_of_frames=frames, extended_offsets=_extended_offsets(dataset)

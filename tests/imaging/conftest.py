@@ -18,8 +18,8 @@ from infra.postgres import connect
 from infra.settings import Settings
 from schemas.imaging import PIPELINE
 
-START_SECONDS = 60.0
-ARRIVE_SECONDS = 60.0
+START_SECONDS = 180.0
+ARRIVE_SECONDS = 120.0
 
 
 class Imaging:

@@ -30,6 +30,9 @@ from schemas.imaging import DICOM_UPLOADS
 if TYPE_CHECKING:
     from tests.imaging.conftest import Imaging
 
+# Four processes start before the first of these tests; on a loaded machine that alone takes a minute.
+pytestmark = pytest.mark.timeout(420)
+
 DATA = Path(pydicom.__file__).parent / "data"
 FILES = DATA / "test_files"
 CT = (FILES / "CT_small.dcm").read_bytes()
@@ -134,7 +137,7 @@ def test_an_independent_client_stores_and_finds(imaging: Imaging) -> None:
     writer, reader = DICOMwebClient(f"{imaging.gateway}/dicomweb"), DICOMwebClient(f"{imaging.api}/dicomweb")
     stored = writer.store_instances(images, study_instance_uid="2.25.1001")
     assert len(stored.ReferencedSOPSequence) == 3
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while len(reader.search_for_instances("2.25.1001")) < 3:
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -182,7 +185,7 @@ def test_a_search_says_what_it_cannot_do(imaging: Imaging) -> None:
     assert unknown.status_code == 400
     assert "PixelSpacing" in unknown.json()["detail"]
     stow(imaging, CT, MR)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while len(httpx.get(url).json()) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -226,7 +229,7 @@ def test_sending_again_and_sending_other_bytes(imaging: Imaging) -> None:
         assert stow(imaging, file, **headers).status_code == 200
         time.sleep(0.2)  # each in a batch of its own
     sql = "SELECT relation FROM dicom_uploads WHERE study_uid = '2.25.3001' ORDER BY uploaded_at"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while len(imaging.query(sql)) < 3:
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -302,7 +305,7 @@ def test_lifelike_traffic_is_accounted_for(imaging: Imaging) -> None:
         r for (r,) in imaging.query("SELECT DISTINCT relation FROM dicom_uploads WHERE tenant = 'simulated'")
     }
     assert {"first", "conflicting"} <= relations
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     sql = "SELECT count(*) FROM dead_letters WHERE topic = %s AND input_id IS NULL"
     while imaging.query(sql, DICOM_UPLOADS.name) != [(3,)]:
         assert time.monotonic() < deadline

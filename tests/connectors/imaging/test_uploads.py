@@ -99,3 +99,11 @@ def test_identity_is_found_where_elements_are_out_of_order(tmp_path: Path) -> No
     assert identify(BytesIO(file)).sop_instance_uid == "1.2.3"
     with pytest.raises(Unacceptable, match="SOPInstanceUID"):
         identify(BytesIO(file[: -len(late)]))
+
+
+def test_a_file_of_countless_elements_is_refused_at_the_door() -> None:
+    """An upload cannot keep the gateway busy with millions of elements of nothing."""
+    meta = b"\x02\x00\x10\x00UI\x12\x001.2.840.10008.1.2\0"
+    file = b"\0" * 128 + b"DICM" + meta + b"\x08\x00\x05\x00\0\0\0\0" * 200_000
+    with pytest.raises(Unacceptable, match="more than 50000 elements"):
+        identify(BytesIO(file))

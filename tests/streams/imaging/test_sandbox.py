@@ -66,12 +66,14 @@ def test_a_picture_that_never_ends_costs_its_thumbnail_only(sandbox: Sandbox) ->
 
 
 def test_a_file_that_cannot_even_be_parsed_in_time_is_refused() -> None:
-    """Where leaving the pixels alone does not help, the file is refused with the limits as the reason."""
-    box = Sandbox(seconds=0)
-    answer = box.examine(CT)
+    """A sequence of millions of empty items is refused with the limits as the reason."""
+    items = b"\x08\x00\x11\x11SQ\0\0\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\0\0\0\0" * 3_000_000
+    meta = b"\x02\x00\x10\x00UI\x14\x001.2.840.10008.1.2.1\0"
+    box = Sandbox(seconds=1)
+    answer = box.examine(b"\0" * 128 + b"DICM" + meta + items)
     box.close()
     assert isinstance(answer, Refused)
-    assert "4096 MiB of memory and 0 s" in answer.reason
+    assert "4096 MiB of memory and 1 s of processor time" in answer.reason
 
 
 def test_a_child_killed_from_outside_changes_no_answer(sandbox: Sandbox) -> None:
