@@ -52,6 +52,11 @@ SETTINGS: dict[str, Setting] = {
         lambda s: "auto",
         "How services run: docker, native, or auto (docker where a daemon answers).",
     ),
+    "docker_services": Setting(
+        "MILLRACE_DOCKER_SERVICES",
+        lambda s: "kafka registry postgres redis mosquitto prometheus grafana",
+        "Which services of docker-compose.yml run with Docker; prometheus and grafana may be left out.",
+    ),
     "cache": Setting(
         "MILLRACE_CACHE",
         lambda s: str(Path(__file__).parents[1] / ".millrace" / "cache"),

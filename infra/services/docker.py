@@ -26,6 +26,7 @@ from infra.settings import (
     PORT_REDIS,
     PORT_REGISTRY,
     PORT_SUPERVISOR,
+    SettingError,
     Settings,
 )
 
@@ -80,15 +81,21 @@ class DockerServices:
         self.settings = settings
         # Named after the state folder: two instances never share containers or volumes.
         self.project = "millrace-" + hashlib.sha256(str(settings.home_path).encode()).hexdigest()[:8]
+        self.names = self.settings.text("docker_services").split()
+        if unknown := set(self.names) - set(CONTAINERS):
+            raise SettingError(
+                f"MILLRACE_DOCKER_SERVICES names {', '.join(sorted(unknown))}, which docker-compose.yml does not "
+                f"have; choose among {' '.join(CONTAINERS)}"
+            )
 
     def up(self, progress: Progress) -> None:
         """See `Services.up`."""
         ensure_secret(self.settings, "postgres")
         self._write_targets()
         progress(f"docker compose up, project {self.project} (the first time pulls images)")
-        self._compose("up", "-d", "--remove-orphans")
+        self._compose("up", "-d", "--remove-orphans", *self.names)
         deadline = time.monotonic() + START_TIMEOUT_S
-        waiting = set(CONTAINERS)
+        waiting = set(self.names)
         while waiting:
             for status in self.status():
                 if status.name in waiting and status.state == "running":
@@ -111,19 +118,40 @@ class DockerServices:
 
     def status(self) -> list[ServiceStatus]:
         """See `Services.status`."""
-        return [self._status(name) for name in CONTAINERS]
+        listed = run_docker(
+            "ps",
+            "--filter",
+            f"label=com.docker.compose.project={self.project}",
+            "--format",
+            '{{.Label "com.docker.compose.service"}} {{.ID}}',
+        )
+        containers = dict(line.split() for line in listed.splitlines())
+        return [self._status(name, containers.get(name)) for name in self.names]
 
-    def _status(self, name: str) -> ServiceStatus:
+    def ask(self, name: str) -> str:
+        """What answers at a service's published port; raises `ProbeError`."""
         _, offset, ask = CONTAINERS[name]
         address = f"127.0.0.1:{self.settings.port(offset)}"
-        container = self._compose("ps", "-q", name).strip()[:12] or None
+        return ask(address) if ask else self._ask_postgres(address)
+
+    def environ(self) -> dict[str, str]:
+        """What docker-compose.yml is read with: this instance's ports, password and folders."""
+        return {
+            **os.environ,
+            **{variable: str(self.settings.port(offset)) for variable, offset, _ in CONTAINERS.values()},
+            # `down` reads the file too, when there may be no secret yet.
+            "POSTGRES_PASSWORD": self.settings.secret("postgres") or "none",
+            "PROMETHEUS_TARGETS": str(self.settings.home_path / "prometheus"),
+        }
+
+    def _status(self, name: str, container: str | None) -> ServiceStatus:
+        address = f"127.0.0.1:{self.settings.port(CONTAINERS[name][1])}"
         if container is None:
             return ServiceStatus(name, "stopped", address, "no container")
         try:
-            detail = ask(address) if ask else self._ask_postgres(address)
+            return ServiceStatus(name, "running", address, self.ask(name), container=container)
         except ProbeError as error:
             return ServiceStatus(name, "failing", address, str(error), container=container)
-        return ServiceStatus(name, "running", address, detail, container=container)
 
     def _ask_postgres(self, address: str) -> str:
         url = f"postgresql://millrace:{self.settings.secret('postgres')}@{address}/millrace"
@@ -153,23 +181,23 @@ class DockerServices:
                 "docker compose is not installed; install the package docker-compose, "
                 "or set MILLRACE_SERVICES=native"
             )
-        ports = {variable: str(self.settings.port(offset)) for variable, offset, _ in CONTAINERS.values()}
-        done = subprocess.run(
+        return _run(
             [*command, "-p", self.project, "-f", str(COMPOSE_FILE), *arguments],
-            capture_output=True,
-            text=True,
-            env={
-                **os.environ,
-                **ports,
-                # `down` and `ps` read the file too, when there may be no secret yet.
-                "POSTGRES_PASSWORD": self.settings.secret("postgres") or "none",
-                "PROMETHEUS_TARGETS": str(self.settings.home_path / "prometheus"),
-            },
+            f"{' '.join(command)} {arguments[0]}",
+            self.environ(),
         )
-        if done.returncode:
-            reason = " ".join(done.stderr.split()[-60:])
-            raise ServiceError(
-                f"`{' '.join(command)} {arguments[0]}` failed: {reason}; repair that, "
-                "or set MILLRACE_SERVICES=native to run without Docker"
-            )
-        return done.stdout
+
+
+def run_docker(*arguments: str) -> str:
+    """What a docker command prints; raises `ServiceError` with the reason."""
+    return _run(["docker", *arguments], f"docker {arguments[0]}", dict(os.environ))
+
+
+def _run(command: list[str], name: str, environ: dict[str, str]) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, env=environ, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = " ".join(str(getattr(error, "stderr", error)).split()[-60:])
+        raise ServiceError(
+            f"`{name}` failed: {reason}; repair that, or set MILLRACE_SERVICES=native to run without Docker"
+        ) from None
