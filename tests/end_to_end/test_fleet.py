@@ -105,7 +105,7 @@ def fleet(database: Settings, codec: Codec, tmp_path_factory: pytest.TempPathFac
         with connect(database.database_url) as connection:
             until(
                 lambda: [
-                    connection.execute(f"SELECT count(*) FROM {table} WHERE {column}").fetchone()  # noqa: S608
+                    connection.execute(f"SELECT count(*) FROM {table} WHERE {column}").fetchone()
                     for table, column in (
                         ("truck_positions", f"truck_id = '{TRUCK}'"),
                         ("dead_letters", "pipeline = 'fleet'"),
