@@ -84,8 +84,8 @@ class DockerServices:
         self.names = self.settings.text("docker_services").split()
         if unknown := set(self.names) - set(CONTAINERS):
             raise SettingError(
-                f"MILLRACE_DOCKER_SERVICES names {', '.join(sorted(unknown))}, which docker-compose.yml does not "
-                f"have; choose among {' '.join(CONTAINERS)}"
+                f"MILLRACE_DOCKER_SERVICES names {', '.join(sorted(unknown))}, which docker-compose.yml "
+                f"does not have; choose among {' '.join(CONTAINERS)}"
             )
 
     def up(self, progress: Progress) -> None:

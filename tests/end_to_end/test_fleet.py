@@ -184,7 +184,7 @@ def test_analysts_see_visit_and_episode(fleet: Settings) -> None:
 
 
 def test_newest_position(api: TestClient) -> None:
-    """The newest position is the newest by event time, though history came after it; unknown trucks are 404."""
+    """The newest position is the newest by event time, though history came after it; others are 404."""
     truck = api.get(f"/v1/trucks/{TRUCK}").json()
     assert (truck["event_id"], truck["engine_temperature_c"], truck["fences"]) == (f"{TRUCK}-37", 90, [])
     missing = api.get("/v1/trucks/none")
@@ -236,7 +236,7 @@ def test_alerts(api: TestClient) -> None:
 
 
 def test_gateway_names_field_and_reason(fleet: Settings) -> None:
-    """Telemetry that cannot be used is refused with 422, field, reason and remedy, and none of its list is sent."""
+    """Unusable telemetry is refused with 422, field, reason and remedy; none of its list is sent."""
     with TestClient(create_gateway(fleet)) as gateway:
         for body, field, reason in (
             (fix(1) | {"latitude": 95}, "fix.latitude", "latitude is 95; send a value from -90 to 90"),
