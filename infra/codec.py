@@ -85,6 +85,11 @@ class Codec:
         """Close the connection to the registry."""
         self._client.__exit__()
 
+    def __del__(self) -> None:
+        # A codec that was made for one command shall not leave its socket to the collector's mood.
+        if hasattr(self, "_client"):
+            self.close()
+
     def register(self, topic: Topic) -> int:
         """Register the topic's schema under its subject; returns the id. SchemaRegistryError if refused."""
         schema_id: int = self._client.register_schema(
