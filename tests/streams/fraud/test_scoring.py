@@ -391,6 +391,24 @@ def test_one_id_for_two_transactions_is_invalid(change: dict[str, Any]) -> None:
         assert [(d[0].offset, d[2]) for d in out.dead] == [(1, next(iter(change)))]
 
 
+def test_a_day_late_is_exact_and_later_is_marked() -> None:
+    """Just a day behind the newest still finds whole windows; beyond, the decision says it may not."""
+    oldest, newest = T0, T0 + HORIZON_MS
+    for late_ms, complete, count in (
+        (LATENESS_MS, True, 2),
+        (LATENESS_MS + 1, False, 2),
+        (HORIZON_MS, False, 1),
+    ):
+        log = [
+            transaction("o", oldest + 1, amount=5),
+            transaction("n", newest, amount=7),
+            transaction("late", newest - late_ms, amount=11),
+        ]
+        answer = run(log_of(log)).emitted[-1][1]
+        assert (answer["late_ms"], answer["windows_complete"]) == (late_ms, complete)
+        assert (answer["count_7d"], answer["sum_7d_minor"]) == (count, 5 * (count - 1) + 11)
+
+
 def test_idle_cards_are_forgotten() -> None:
     """Memory stays flat while cards that never come back follow one another."""
     state = scoring().new_state()
