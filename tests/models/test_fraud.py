@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.ensemble import IsolationForest
 
 from models.artifacts import ArtifactError, load_artifact, store_artifact
 from models.fraud import FEATURES, RISK_STEPS, AnomalyModel, features, risk_limits, train
@@ -79,6 +80,16 @@ def test_path_sums_agree_with_scikit_learn(artifact: Mapping[str, Any]) -> None:
     norm = mean_path_length(np.array([artifact["forest"].max_samples_]))[0]
     ours = -(2.0 ** (-trees.path_sums(rows) / UNIT / (len(trees.roots) * norm)))
     assert np.abs(ours - artifact["forest"].score_samples(rows)).max() < 1e-6
+
+
+def test_thresholds_between_neighbouring_numbers_are_kept() -> None:
+    """Rows that differ by the last bit of a float32 take the branches that scikit-learn takes."""
+    # At 10^9 neighbours are 64 apart: a threshold rounded to the nearest would often be the upper one.
+    rows = np.array([(1e9 + 64 * n, 1e9 + 64 * (n * 7 % 40)) for n in range(40)], dtype=np.float32)
+    forest = IsolationForest(n_estimators=50, random_state=1).fit(rows)
+    norm = mean_path_length(np.array([forest.max_samples_]))[0]
+    ours = -(2.0 ** (-IsolationTrees.of(forest).path_sums(rows) / UNIT / (50 * norm)))
+    assert np.abs(ours - forest.score_samples(rows)).max() < 1e-6
 
 
 def test_a_score_depends_on_its_row_alone(artifact: Mapping[str, Any]) -> None:

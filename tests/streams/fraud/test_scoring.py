@@ -391,6 +391,24 @@ def test_one_id_for_two_transactions_is_invalid(change: dict[str, Any]) -> None:
         assert [(d[0].offset, d[2]) for d in out.dead] == [(1, next(iter(change)))]
 
 
+def test_a_day_late_is_exact_and_later_is_marked() -> None:
+    """Just a day behind the newest still finds whole windows; beyond, the decision says it may not."""
+    oldest, newest = T0, T0 + HORIZON_MS
+    for late_ms, complete, count in (
+        (LATENESS_MS, True, 2),
+        (LATENESS_MS + 1, False, 2),
+        (HORIZON_MS, False, 1),
+    ):
+        log = [
+            transaction("o", oldest + 1, amount=5),
+            transaction("n", newest, amount=7),
+            transaction("late", newest - late_ms, amount=11),
+        ]
+        answer = run(log_of(log)).emitted[-1][1]
+        assert (answer["late_ms"], answer["windows_complete"]) == (late_ms, complete)
+        assert (answer["count_7d"], answer["sum_7d_minor"]) == (count, 5 * (count - 1) + 11)
+
+
 def test_idle_cards_are_forgotten() -> None:
     """Memory stays flat while cards that never come back follow one another."""
     state = scoring().new_state()
@@ -421,15 +439,33 @@ def test_the_number_of_cards_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_busy_card_is_compacted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cutting off what was forgotten changes no window and no answer."""
+    """Cutting off what was forgotten changes no window and no answer, at a gap or in the middle of a run."""
+    # Runs of 20 hours with gaps of 50: now and then the oldest entry left is the first of a window.
+    hours = [n + n // 20 * 50 for n in range(900)]
     records = log_of(
-        transaction(f"e{n}", T0 + n * HOUR_MS - (n % 5 == 0) * 90 * 60_000, amount=n) for n in range(900)
+        transaction(f"e{n}", T0 + hour * HOUR_MS - (n % 5 == 0) * 90 * 60_000, amount=n)
+        for n, hour in enumerate(hours)
     )
     whole = as_bytes(run(records))
     monkeypatch.setattr(history, "COMPACT_MIN", 8)
     state = scoring().new_state()
     assert as_bytes(run(records, state=state)) == whole
     assert len(state) < 200
+
+
+def test_a_restored_state_knows_the_newest_append_time() -> None:
+    """A broker's clock that steps back after a restart makes no card look idle before its time."""
+    before = log_of([transaction("a1", T0, "a")], T0)
+    after = [
+        *log_of([transaction("b1", T0, "b"), transaction("a2", T0, "a")], T0 - HOUR_MS),
+        *log_of([transaction("c1", T0, "c"), transaction("b2", T0, "b")], T0 - HOUR_MS + IDLE_MS),
+    ]
+    state, restored = scoring().new_state(), scoring().new_state()
+    run(before, state=state)
+    for chunk in state.snapshot():
+        restored.load(chunk)
+    assert as_bytes(run(after, state=restored)) == as_bytes(run(after, state=state))
+    assert state.cards_total == restored.cards_total == 3
 
 
 def test_the_answer_is_the_schemas() -> None:
