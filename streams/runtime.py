@@ -223,4 +223,7 @@ class Worker:
         finally:
             stopping.cancel()
             await self._app.stop()
+            # Faust makes its consumer's thread, never started here, an event loop, and leaves it open.
+            if (unused := getattr(self._app.consumer, "_thread", None)) is not None:
+                unused.thread_loop.close()
             self._codec.close()

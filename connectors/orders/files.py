@@ -52,7 +52,7 @@ def _retail(batch: pa.RecordBatch, first_row: int) -> Iterator[tuple[Topic, Even
                 "event_id": f"online-retail/{invoice}/{row_number}",
                 "tenant": "default",
                 "occurred_at": lines[0][1],
-                "order_id": str(invoice),
+                "order_id": "" if invoice is None else str(invoice),
                 "kind": RETURNED if is_return else PLACED,
                 "customer_id": _customer(lines[0][2]),
                 "currency": RETAIL_CURRENCY,
