@@ -196,7 +196,7 @@ class Processor:
     (Two inputs are merged only through a topic, whose order is then the truth.)
     `code_version` rises whenever the same input would give other outputs. `batch_records` lowers the
     setting of that name where one record takes long to decide: a batch must be done well within the
-    group's max.poll.interval.ms (5 minutes), or the group takes the worker for dead.
+    group's max.poll.interval.ms, or the group takes the worker for dead.
     """
 
     name: str

@@ -44,7 +44,7 @@ class Sandbox:
     then their pixels are left alone, and if that does not help either, the file is refused.
     """
 
-    def __init__(self, memory_bytes: int = 4 * 1024**3, seconds: float = 10.0) -> None:
+    def __init__(self, memory_bytes: int = 4 * 1024**3, seconds: float = 8.0) -> None:
         """`seconds` limits the child's own processor time for one file: a busy machine changes no answer."""
         self._memory_bytes = memory_bytes
         self._seconds = seconds
