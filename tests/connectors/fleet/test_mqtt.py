@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,8 +23,9 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from connectors.fleet.mqtt import CLIENT_ID, KEPT_BYTES, LARGEST_BYTES, NEVER_EXPIRES
+from connectors.fleet.mqtt import CLIENT_ID, KEPT_BYTES, LARGEST_BYTES, NEVER_EXPIRES, SESSION_TAKEN_OVER
 from infra.broker import TopicSpec, ensure_topics
+from infra.checkpoints import EXIT_FENCED
 from infra.codec import Codec, Undecodable
 from infra.dead_letters import reason_given
 from infra.settings import Settings
@@ -315,14 +317,36 @@ def test_two_bridges(telemetry: Settings, codec: Codec) -> None:
     assert unacknowledged(telemetry) == set()
 
 
-def test_mqtt_broker_away(telemetry: Settings) -> None:
-    """Without its MQTT broker the bridge is not ready and says why; SIGTERM still ends it cleanly."""
-    away = Settings(os.environ | {"MQTT_URL": "mqtt://127.0.0.1:1"})
-    os.environ["MQTT_URL"] = away.mqtt_url
-    try:
+def test_told_of_a_takeover(telemetry: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that says who took the session ends the bridge with the code that is not restarted.
+
+    Mosquitto 2.0.11 closes the connection without a word, so three packets of one that speaks are played.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def play() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1_000)  # CONNECT
+                connection.sendall(bytes.fromhex("20 03 01 00 00"))
+                packet_id = connection.recv(1_000)[2:4]  # SUBSCRIBE
+                connection.sendall(b"\x90\x04" + packet_id + b"\x00\x01")
+                connection.sendall(bytes([0xE0, 0x02, SESSION_TAKEN_OVER, 0x00]))
+                connection.recv(1_000)
+
+        broker = threading.Thread(target=play)
+        broker.start()
+        monkeypatch.setenv("MQTT_URL", f"mqtt://127.0.0.1:{server.getsockname()[1]}")
         with bridge(telemetry) as running:
-            until(lambda: "refused" in str(running.condition()), 20)
-            assert running.condition()["ready"] is False
-            assert running.end() == 0
-    finally:
-        del os.environ["MQTT_URL"]
+            assert running.process.wait(60) == EXIT_FENCED
+        broker.join(10)
+    assert "run one bridge only" in "".join(running.log)
+
+
+def test_mqtt_broker_away(telemetry: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its MQTT broker the bridge is not ready and says why; SIGTERM still ends it cleanly."""
+    monkeypatch.setenv("MQTT_URL", "mqtt://127.0.0.1:1")
+    with bridge(telemetry) as running:
+        until(lambda: "refused" in str(running.condition()))
+        assert running.condition()["ready"] is False
+        assert running.end() == 0
