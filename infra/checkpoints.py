@@ -14,24 +14,20 @@ from typing import Any
 
 import psycopg
 
+from infra import exit_codes
 from infra.postgres import Connection
-
-EXIT_FENCED = 3
-"""Exit code of a process whose partition or identity was taken over; the supervisor does not restart it."""
-EXIT_POSITION = 4
-"""Exit code of a process whose position cannot be continued from; an operator has to decide."""
 
 
 class Fenced(RuntimeError):
     """Another process owns the partition (or this process's identity) now; nothing was written."""
 
-    exit_code = EXIT_FENCED
+    exit_code = exit_codes.FENCED
 
 
 class PositionRefused(RuntimeError):
     """The stored position does not fit the topic (deleted, truncated, restored from elsewhere)."""
 
-    exit_code = EXIT_POSITION
+    exit_code = exit_codes.POSITION
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -8,12 +8,11 @@ import signal
 import sys
 from collections.abc import Callable
 
+from infra import exit_codes
 from infra.checkpoints import Fenced, PositionRefused
 from infra.settings import Settings
 from infra.telemetry import logs
 from infra.telemetry.health import Health, serve_if_asked
-
-EXIT_DEFECT = 1
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +34,7 @@ def run(role: str, pipeline: str, main: Callable[[Settings, Health], None]) -> N
         code = error.exit_code
     except Exception:
         log.critical("the process cannot go on", exc_info=True)
-        code = EXIT_DEFECT
+        code = exit_codes.DEFECT
     finally:
         if server is not None:
             server.close()

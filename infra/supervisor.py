@@ -28,7 +28,7 @@ from pathlib import Path
 
 import psutil
 
-from infra.checkpoints import EXIT_FENCED, EXIT_POSITION
+from infra import exit_codes
 from infra.settings import PORT_METRICS_FIRST, PORT_REGISTRY, PORT_SUPERVISOR, SETTINGS, Settings
 from infra.telemetry.health import Health, serve
 from infra.telemetry.metrics import PROCESS_RESTARTS
@@ -66,7 +66,7 @@ class State(StrEnum):
     STOPPED = "stopped"
 
 
-RESTING = {EXIT_FENCED: State.FENCED, EXIT_POSITION: State.REFUSED}
+RESTING = {exit_codes.FENCED: State.FENCED, exit_codes.POSITION: State.REFUSED}
 """Exit codes after which a process is not started again, until `millrace up` asks for it."""
 
 

@@ -9,11 +9,12 @@ import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
-from infra.broker import TopicSpec, ensure_topics
+from infra.broker import TopicSpec, admin, ensure_topics
 from infra.codec import Codec
 from infra.postgres import connect, migrate
 from infra.services import choose
@@ -76,11 +77,38 @@ def registry(services: Settings) -> Iterator[Settings]:
         process.wait(timeout=10)
 
 
-@pytest.fixture(scope="session")
-def database(services: Settings) -> Settings:
-    """As `services`, with the database migrated."""
-    migrate(services.database_url)
-    return services
+@pytest.fixture(scope="module")
+def database(registry: Settings) -> Settings:
+    """As `registry`, with no topic and the database migrated and empty: no module sees another's records."""
+    _delete_topics(registry)
+    _renew_database(registry)
+    return registry
+
+
+def _delete_topics(settings: Settings) -> None:
+    client = admin(settings.kafka_bootstrap_servers)
+
+    def ours() -> list[str]:
+        return [name for name in client.list_topics(timeout=10).topics if not name.startswith("_")]
+
+    if names := ours():
+        for deleted in client.delete_topics(names, operation_timeout=30).values():
+            deleted.result()
+    end = time.monotonic() + 30
+    while ours():
+        assert time.monotonic() < end, f"topics stay: {ours()}"
+        time.sleep(0.05)
+
+
+def _renew_database(settings: Settings) -> None:
+    """From a copy of the migrated database, which is made once."""
+    name = urlsplit(settings.database_url).path.strip("/")
+    with connect(settings.database_url.removesuffix(name) + "postgres") as connection:
+        if connection.execute("SELECT 1 FROM pg_database WHERE datname = 'migrated'").fetchone() is None:
+            migrate(settings.database_url)
+            connection.execute(f"CREATE DATABASE migrated TEMPLATE {name}".encode())
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE migrated".encode())
 
 
 @pytest.fixture(scope="session")

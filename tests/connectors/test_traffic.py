@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from random import Random
 
@@ -23,10 +25,15 @@ class Gateway:
     def __init__(self, port: int = 0, misbehave: Callable[[int], str] = lambda n: "") -> None:
         self.acknowledged: list[str] = []
         self.requests = 0
+        self.connections: list[socket.socket] = []
         gateway = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                gateway.connections.append(self.request)
+                super().setup()
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -66,6 +73,9 @@ class Gateway:
     def close(self) -> None:
         self.server.shutdown()
         self.server.server_close()
+        for connection in self.connections:  # kept alive, they would be served on
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         self.thread.join()
 
 

@@ -51,7 +51,7 @@ class Imaging:
             time.sleep(0.1)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def imaging(codec: Codec, database: Settings) -> Iterator[Imaging]:
     topics = PIPELINE.topics
     ensure_topics(database.kafka_bootstrap_servers, [TopicSpec.of(x) for t in topics for x in (t, t.dlq)])

@@ -71,6 +71,7 @@ def test_env_is_what_a_shell_can_evaluate(environ: dict[str, str]) -> None:
         "KAFKA_BOOTSTRAP_SERVERS",
         "SCHEMA_REGISTRY_URL",
         "DATABASE_URL",
+        "DATABASE_READER_URL",
         "REDIS_URL",
         "MQTT_URL",
         "API_URL",
@@ -148,12 +149,12 @@ def test_compose_binds_loopback_only_and_every_image_is_replaceable() -> None:
 
 
 def test_up_on_running_services_is_done_at_once(services: Settings) -> None:
-    """`up` on the running session instance starts nothing, and `status` then exits 0."""
+    """`up` on the running session instance starts no service anew; `status` says that no process runs."""
     before = millrace(dict(services.environ), "status", "--json")
-    assert before.returncode == 0, before.stdout
-    done = millrace(dict(services.environ), "up")
+    assert before.returncode == 1 and "the processes do not run" in before.stderr
+    assert {s["state"] for s in json.loads(before.stdout)["services"]} == {"running"}
+    done = millrace(dict(services.environ), "up", "--services-only")
     assert done.returncode == 0
     assert done.stderr.count("\n") == 1 and "services are up" in done.stderr
-    assert json.loads(millrace(dict(services.environ), "status", "--json").stdout) == json.loads(
-        before.stdout
-    )
+    after = millrace(dict(services.environ), "status", "--json")
+    assert json.loads(after.stdout) == json.loads(before.stdout)

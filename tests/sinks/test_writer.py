@@ -12,8 +12,9 @@ from typing import Any
 import psycopg
 import pytest
 
+from infra import exit_codes
 from infra.broker import producer
-from infra.checkpoints import EXIT_POSITION, Fenced, PositionRefused
+from infra.checkpoints import Fenced, PositionRefused
 from infra.codec import Codec
 from infra.postgres import connect
 from infra.settings import Settings
@@ -248,7 +249,7 @@ def test_a_position_beyond_the_log_is_refused(database: Settings, codec: Codec, 
         until = time.monotonic() + 20
         while not errors and time.monotonic() < until:
             time.sleep(0.05)
-    assert isinstance(errors[0], PositionRefused) and errors[0].exit_code == EXIT_POSITION
+    assert isinstance(errors[0], PositionRefused) and errors[0].exit_code == exit_codes.POSITION
     assert "position 99" in str(errors[0]) and "lies outside the log" in str(errors[0])
 
 

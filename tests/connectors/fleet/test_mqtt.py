@@ -24,8 +24,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from connectors.fleet.mqtt import CLIENT_ID, KEPT_BYTES, LARGEST_BYTES, NEVER_EXPIRES, SESSION_TAKEN_OVER
+from infra import exit_codes
 from infra.broker import TopicSpec, ensure_topics
-from infra.checkpoints import EXIT_FENCED
 from infra.codec import Codec, Undecodable
 from infra.dead_letters import reason_given
 from infra.settings import Settings
@@ -35,12 +35,12 @@ METRICS_OFFSET = 150
 
 
 @pytest.fixture(scope="module")
-def telemetry(registry: Settings, codec: Codec) -> Settings:
+def telemetry(database: Settings, codec: Codec) -> Settings:
     """An instance with the telemetry's topic and schema."""
-    ensure_topics(registry.kafka_bootstrap_servers, [TopicSpec.of(TRUCK_TELEMETRY)])
+    ensure_topics(database.kafka_bootstrap_servers, [TopicSpec.of(TRUCK_TELEMETRY)])
     codec.register(TRUCK_TELEMETRY)
-    until(lambda: has_leaders(registry))
-    return registry
+    until(lambda: has_leaders(database))
+    return database
 
 
 def has_leaders(settings: Settings) -> bool:
@@ -338,7 +338,7 @@ def test_told_of_a_takeover(telemetry: Settings, monkeypatch: pytest.MonkeyPatch
         broker.start()
         monkeypatch.setenv("MQTT_URL", f"mqtt://127.0.0.1:{server.getsockname()[1]}")
         with bridge(telemetry) as running:
-            assert running.process.wait(60) == EXIT_FENCED
+            assert running.process.wait(60) == exit_codes.FENCED
         broker.join(10)
     assert "run one bridge only" in "".join(running.log)
 
