@@ -52,6 +52,10 @@ test: setup ## All tests on the real components; coverage must reach 85 % (ARGS=
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=85
 
+.PHONY: test-real-input
+test-real-input: setup ## Whole files of real data through the platform, with the time of each
+	$(BIN)/pytest -s -m real_input tests/real_input
+
 # --- maintain ---
 
 .PHONY: docs lock clean

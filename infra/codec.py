@@ -91,10 +91,17 @@ class Codec:
             self.close()
 
     def register(self, topic: Topic) -> int:
-        """Register the topic's schema under its subject; returns the id. SchemaRegistryError if refused."""
-        schema_id: int = self._client.register_schema(
-            topic.subject, Schema(topic.schema_path.read_text(), "AVRO")
-        )
+        """Register the topic's schema under its subject; returns the id.
+
+        Raises SchemaRegistryError if it is refused, `RegistryUnavailable` if nobody answers.
+        """
+        schema = Schema(topic.schema_path.read_text(), "AVRO")
+        try:
+            schema_id: int = self._client.register_schema(topic.subject, schema)
+        except SchemaRegistryError:
+            raise
+        except Exception as error:  # of whichever HTTP library the client found
+            raise RegistryUnavailable(str(error)) from error
         self._writer_ids[topic.name] = schema_id
         return schema_id
 

@@ -103,6 +103,14 @@ class Feeder:
 
     async def feed(self) -> None:
         """Run until `stop`; leave the group with everything committed. Raises what no retry mends."""
+        try:
+            await self._feed()
+            await self._blocking(self._source.close)
+        finally:
+            # Not the source: its group would be left with a checkpoint, after a defect of a torn state.
+            await self._blocking(self.runner.close)
+
+    async def _feed(self) -> None:
         loop = asyncio.get_running_loop()
         checkpointed = observed = loop.time()
         while not self._stopping:
@@ -127,7 +135,6 @@ class Feeder:
             if loop.time() - observed >= OBSERVE_SECONDS:
                 observed = loop.time()
                 self.runner.progress.observe(await self._blocking(self._source.end_offsets))
-        await self._blocking(self._close)
 
     def stop(self) -> None:
         self._stopping = True
@@ -162,10 +169,6 @@ class Feeder:
 
     async def _blocking(self, call: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, partial(call, *args))
-
-    def _close(self) -> None:
-        self._source.close()
-        self.runner.close()
 
 
 class Worker:
@@ -219,7 +222,11 @@ class Worker:
             await asyncio.wait([stopping, *feeding], return_when=asyncio.FIRST_COMPLETED)
             for feeder in self._feeders:
                 feeder.stop()
-            await asyncio.gather(*feeding)
+            # The others end in order: one processor's failure costs them no checkpoint.
+            ended = await asyncio.gather(*feeding, return_exceptions=True)
+            for failure in ended:
+                if isinstance(failure, BaseException):
+                    raise failure
         finally:
             stopping.cancel()
             await self._app.stop()
