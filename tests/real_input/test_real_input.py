@@ -21,7 +21,7 @@ from infra.codec import Codec
 from infra.settings import Settings
 from infra.topic_log import ends, partitions, read, starts
 from infra.watch import Watch
-from schemas.declare import Pipeline, Pipelines, Topic
+from schemas.declare import Pipeline, Topic
 from schemas.orders import ORDER_STATUS, STOCK_COMMANDS, STOCK_RESULTS
 from schemas.pipelines import PIPELINES
 from tests.instance import millrace, running
@@ -57,7 +57,7 @@ def do(settings: Settings, *arguments: str) -> None:
 
 def drain(settings: Settings, pipeline: Pipeline) -> None:
     """Until the pipeline's processors and sink have read everything; prints how far they are."""
-    watch = Watch(settings, Pipelines((pipeline,)))
+    watch = Watch(settings, PIPELINES)
     end = time.monotonic() + STEP_SECONDS
     told = 0.0
     while True:
