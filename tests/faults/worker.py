@@ -1,0 +1,86 @@
+"""A processor or a sink of the example pipeline as a process, which may die at a named place.
+
+`python -m tests.faults.worker processor|sink PREFIX`. KILL_AT=place:n kills it (SIGKILL) the n-th time that
+it comes by the place. The places are wrapped around the product's own methods; nothing in it knows of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from infra import process
+from infra.broker import Source
+from infra.checkpoints import Checkpoints
+from infra.settings import Settings
+from infra.telemetry.health import Health
+from sinks.runtime import Sink
+from sinks.writer import Writer
+from streams.runner import Runner
+from streams.runtime import Worker
+from tests.accounts import Accounts
+
+PLACES: dict[str, tuple[type, str, bool]] = {
+    # sink
+    "before-transaction": (Writer, "_commit", False),
+    "after-rows": (Writer, "_store", True),
+    "after-commit": (Source, "hint", False),
+    "in-rebalance": (Writer, "claim", True),
+    "dead-letter-sent": (Writer, "_mirror", True),
+    # processor
+    "applied": (Runner, "apply", True),
+    "outputs-acknowledged": (Checkpoints, "lock", False),
+    "state-written": (Runner, "_write_state", True),
+    "claimed": (Runner, "claim", True),
+}
+"""Place -> class, method, and whether it dies after the call rather than before."""
+
+
+def die_at(place: str, nth: int) -> None:
+    """Wrap the place's method so that its n-th call is the last thing this process does."""
+    owner, name, after = PLACES[place]
+    method: Callable[..., Any] = getattr(owner, name)
+    calls = 0
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        this = calls  # the method may call itself
+        if this == nth and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = method(*args, **kwargs)
+        if this == nth and after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def main(settings: Settings, health: Health) -> None:
+    accounts = Accounts(sys.argv[2])
+    instance = settings.text("instance")
+    if sys.argv[1] == "sink":
+        sink = Sink(settings, accounts.pipeline, accounts.rows, health, instance)
+        process.on_termination(sink.ending.set)
+        sink.run()
+        return
+
+    async def run() -> None:
+        ending = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, ending.set)
+        logics = {accounts.processor.name: accounts.logic}
+        await Worker(settings, accounts.pipeline, logics, health, instance).run(ending)
+
+    asyncio.run(run())
+
+
+if __name__ == "__main__":
+    if kill_at := os.environ.get("KILL_AT"):
+        place, _, nth = kill_at.partition(":")
+        die_at(place, int(nth))
+    process.run(sys.argv[1], sys.argv[2], main)
