@@ -153,7 +153,7 @@ class Writer:
     def claim(self, logs: Mapping[TopicPartition, LogBounds]) -> dict[TopicPartition, Claim]:
         """Take partitions by raising their epochs. Raises `Transient`, `PositionRefused`."""
         claims = {}
-        with self._database() as connection:
+        with self._database() as connection, connection.transaction():
             for at, bounds in logs.items():
                 claims[at] = self.checkpoints.claim(connection, at, bounds)
         for at, claim in claims.items():

@@ -116,7 +116,7 @@ class Runner:
         """Take partitions: raise epochs, restore state. Raises `Transient`, `PositionRefused`."""
         claims: dict[TopicPartition, Claim] = {}
         kinds = self.logic.version_kinds
-        with self._database() as connection:
+        with self._database() as connection, connection.transaction():
             for at, bounds in logs.items():
                 started = time.monotonic()
                 claim = self.checkpoints.claim(connection, at, bounds)

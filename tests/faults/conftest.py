@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import signal
 import subprocess
@@ -99,11 +98,10 @@ def faulty() -> Iterator[Services]:
     registry = None
     try:
         _clear(services)
-        for name, at in services.disks().items():
-            at.mkdir(parents=True)
-            owner = pwd.getpwnam("postgres" if name == "postgres" else "root")
-            options = f"size={DISK_BYTES},mode=700,uid={owner.pw_uid},gid={owner.pw_gid}"
-            subprocess.run(["mount", "-t", "tmpfs", "-o", options, "millrace-faults", at], check=True)
+        services.heal()
+        services.native.down(purge=False, progress=lambda line: None)
+        for at in services.disks().values():
+            _move_to_own_disk(at)
         services.heal()
         state = str(settings.home_path / "registry")
         argv = ("--port", str(settings.port(PORT_REGISTRY)), "--state-dir", state)
@@ -117,6 +115,17 @@ def faulty() -> Iterator[Services]:
             registry.terminate()
             registry.wait(10)
         _clear(services)
+
+
+def _move_to_own_disk(at: Path) -> None:
+    aside = at.with_name(at.name + "-aside")
+    at.rename(aside)
+    at.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "millrace-faults", at], check=True)
+    shutil.copystat(aside, at)
+    os.chown(at, aside.stat().st_uid, aside.stat().st_gid)
+    subprocess.run(["cp", "-a", f"{aside}/.", at], check=True)
+    shutil.rmtree(aside)
 
 
 def _clear(services: Services) -> None:

@@ -289,6 +289,10 @@ class Rig:
             if (lag := end - int(str(positions.get((at.topic, at.partition), 0))))
         }
 
+    def waiting(self) -> bool:
+        """Whether a process of the rig has said that it waits for a service."""
+        return any("waiting for a service" in p.log.read_text() for p in self.running)
+
     def end(self) -> None:
         """Stop every process of the rig."""
         for process in self.running:
