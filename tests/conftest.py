@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+import hypothesis
 import pytest
 
 from infra.broker import TopicSpec, admin, ensure_topics
@@ -30,6 +31,11 @@ PORT_BASE = os.environ.get("MILLRACE_TEST_PORT_BASE", "31000")
 
 KEPT = {"MILLRACE_SERVICES", "MILLRACE_CACHE", "MILLRACE_KAFKA_JVM"}
 """How the services run may be chosen by the calling shell; where they are may not."""
+
+
+# How long an example takes depends on what else the machine does; each test has its own time limit.
+hypothesis.settings.register_profile("millrace", deadline=None)
+hypothesis.settings.load_profile("millrace")
 
 
 def pytest_configure() -> None:
