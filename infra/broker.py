@@ -308,7 +308,13 @@ class Source:
             return
         wanted = sorted(self._pending)
         try:
-            claims = self._claim(self._bounds(wanted))
+            bounds = self._bounds(wanted)
+            try:
+                claims = self._claim(bounds)
+            except PositionRefused as refusal:
+                if not self._has_grown(refusal):
+                    raise
+                return  # its owner has read on since we asked for the end: ask again
         except ConnectionError as error:
             self._retry_at = time.monotonic() + CLAIM_RETRY_SECONDS
             log.warning("partitions wait to be claimed", extra={"group": self.group, "reason": str(error)})
@@ -319,6 +325,12 @@ class Source:
         self._pending -= set(wanted)
         for p in wanted:
             self._epochs[p] = claims[p].epoch
+
+    def _has_grown(self, refusal: PositionRefused) -> bool:
+        """Whether the log reaches the refused position by now."""
+        if refusal.at is None or refusal.beyond is None:
+            return False
+        return self._bounds([refusal.at])[refusal.at].end >= refusal.beyond
 
     def _bounds(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, LogBounds]:
         wanted = list(partitions)

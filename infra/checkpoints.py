@@ -8,7 +8,7 @@ one transaction.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,11 @@ import psycopg
 
 from infra import exit_codes
 from infra.postgres import Connection
+
+LOCK_SECONDS = 5
+"""How long a claim waits for a row that a transaction holds."""
+STALE_TRANSACTION_SECONDS = 10.0
+"""A transaction of the consumer that is older belongs to a process that stands still."""
 
 
 class Fenced(RuntimeError):
@@ -25,9 +30,17 @@ class Fenced(RuntimeError):
 
 
 class PositionRefused(RuntimeError):
-    """The stored position does not fit the topic (deleted, truncated, restored from elsewhere)."""
+    """The stored position does not fit the topic (deleted, truncated, restored from elsewhere).
+
+    `beyond` is the position where it lies beyond the end offset that was given.
+    """
 
     exit_code = exit_codes.POSITION
+
+    def __init__(self, message: str, at: TopicPartition | None = None, beyond: int | None = None) -> None:
+        super().__init__(message)
+        self.at = at
+        self.beyond = beyond
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -64,35 +77,57 @@ class Checkpoints:
     def __init__(self, consumer: str) -> None:
         self.consumer = consumer
 
-    def claim(self, connection: Connection, at: TopicPartition, log: LogBounds) -> Claim:
-        """Raise the partition's epoch and return it with the position to continue from.
+    def claim(
+        self, connection: Connection, logs: Mapping[TopicPartition, LogBounds]
+    ) -> dict[TopicPartition, Claim]:
+        """Raise the partitions' epochs, all or none, and return the positions to continue from.
 
-        A partition never claimed before starts at the log's start. Raises `PositionRefused` (and leaves the
-        epoch alone) where the position lies outside the log or belongs to another topic of the same name.
+        A partition never claimed before starts at the log's start. Raises `PositionRefused` where a position
+        lies outside the log or belongs to another topic of the same name; LockNotAvailable (of psycopg) where
+        a process that stands still holds a row: its transaction is ended, so that trying again helps.
         """
-        with connection.transaction():
-            row = connection.execute(
-                "INSERT INTO checkpoints (consumer, topic, partition, topic_id, epoch, next_offset)"
-                " VALUES (%s, %s, %s, %s, 1, %s)"
-                " ON CONFLICT (consumer, topic, partition)"
-                " DO UPDATE SET epoch = checkpoints.epoch + 1, updated_at = now()"
-                " RETURNING epoch, next_offset, topic_id",
-                (self.consumer, at.topic, at.partition, log.topic_id, log.start),
-            ).fetchone()
-            assert row is not None
-            epoch, next_offset, topic_id = int(str(row[0])), int(str(row[1])), str(row[2])
-            remedy = "compare topic and database (`millrace doctor`), then restore the one that is wrong"
-            if topic_id != log.topic_id:
-                raise PositionRefused(
-                    f"{self.consumer}: topic {at.topic} is not the one that was read before"
-                    f" (id {log.topic_id}, was {topic_id}): it was deleted and created anew; {remedy}"
-                )
-            if not log.start <= next_offset <= log.end:
-                raise PositionRefused(
-                    f"{self.consumer}: position {next_offset} of {at} lies outside the log"
-                    f" ({log.start} to {log.end}); {remedy}"
-                )
-            return Claim(epoch, next_offset)
+        try:
+            with connection.transaction():
+                connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{LOCK_SECONDS}s",))
+                return {at: self._claim(connection, at, log) for at, log in logs.items()}
+        except psycopg.errors.LockNotAvailable:
+            # A stopped process would keep its heirs out for ever: the kernel keeps its connection alive.
+            self._evict(connection)
+            raise
+
+    def _claim(self, connection: Connection, at: TopicPartition, log: LogBounds) -> Claim:
+        row = connection.execute(
+            "INSERT INTO checkpoints (consumer, topic, partition, topic_id, epoch, next_offset)"
+            " VALUES (%s, %s, %s, %s, 1, %s)"
+            " ON CONFLICT (consumer, topic, partition)"
+            " DO UPDATE SET epoch = checkpoints.epoch + 1, updated_at = now()"
+            " RETURNING epoch, next_offset, topic_id",
+            (self.consumer, at.topic, at.partition, log.topic_id, log.start),
+        ).fetchone()
+        assert row is not None
+        epoch, next_offset, topic_id = int(str(row[0])), int(str(row[1])), str(row[2])
+        remedy = "compare topic and database (`millrace doctor`), then restore the one that is wrong"
+        if topic_id != log.topic_id:
+            raise PositionRefused(
+                f"{self.consumer}: topic {at.topic} is not the one that was read before"
+                f" (id {log.topic_id}, was {topic_id}): it was deleted and created anew; {remedy}"
+            )
+        if not log.start <= next_offset <= log.end:
+            raise PositionRefused(
+                f"{self.consumer}: position {next_offset} of {at} lies outside the log"
+                f" ({log.start} to {log.end}); {remedy}",
+                at,
+                next_offset if next_offset > log.end else None,
+            )
+        return Claim(epoch, next_offset)
+
+    def _evict(self, connection: Connection) -> None:
+        """End this consumer's transactions that no living process would leave open for so long."""
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s"
+            " AND pid <> pg_backend_pid() AND xact_start < now() - make_interval(secs => %s)",
+            (self.consumer, STALE_TRANSACTION_SECONDS),
+        )
 
     def lock(
         self, cursor: psycopg.Cursor[Any], epochs: dict[TopicPartition, int]

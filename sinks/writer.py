@@ -152,10 +152,8 @@ class Writer:
 
     def claim(self, logs: Mapping[TopicPartition, LogBounds]) -> dict[TopicPartition, Claim]:
         """Take partitions by raising their epochs. Raises `Transient`, `PositionRefused`."""
-        claims = {}
-        with self._database() as connection, connection.transaction():
-            for at, bounds in logs.items():
-                claims[at] = self.checkpoints.claim(connection, at, bounds)
+        with self._database() as connection:
+            claims = self.checkpoints.claim(connection, logs)
         for at, claim in claims.items():
             self._epochs[at] = claim.epoch
             self._positions[at] = claim.next_offset

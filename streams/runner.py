@@ -114,12 +114,12 @@ class Runner:
 
     def claim(self, logs: Mapping[TopicPartition, LogBounds]) -> dict[TopicPartition, Claim]:
         """Take partitions: raise epochs, restore state. Raises `Transient`, `PositionRefused`."""
-        claims: dict[TopicPartition, Claim] = {}
         kinds = self.logic.version_kinds
-        with self._database() as connection, connection.transaction():
-            for at, bounds in logs.items():
+        with self._database() as connection:
+            claims = self.checkpoints.claim(connection, logs)
+            # Nobody else can write the state any more: it may be read outside that transaction.
+            for at, claim in claims.items():
                 started = time.monotonic()
-                claim = self.checkpoints.claim(connection, at, bounds)
                 state = self.logic.new_state()
                 size = 0
                 for chunk in self.checkpoints.read_state(connection, at):
@@ -134,7 +134,6 @@ class Runner:
                     snapshot_bytes=size,
                 )
                 self.progress.taken(at, claim.next_offset)
-                claims[at] = claim
                 log.info(
                     "partition taken",
                     extra={

@@ -79,7 +79,10 @@ class Services:
 
     def disks(self) -> dict[str, Path]:
         """Where the two file systems are mounted."""
-        return {"kafka": self.settings.home_path / "kafka" / "data", "postgres": Postgres(self.settings).cluster}
+        return {
+            "kafka": self.settings.home_path / "kafka" / "data",
+            "postgres": Postgres(self.settings).cluster,
+        }
 
 
 @pytest.fixture(scope="session")

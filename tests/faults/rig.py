@@ -91,7 +91,7 @@ class Process:
 
     def _start(self) -> subprocess.Popen[bytes]:
         self.starts += 1
-        environ = self.environ | ({"KILL_AT": self._places.pop(0)} if self._places else {})
+        environ = self.environ | ({"DIE_AT": self._places.pop(0)} if self._places else {})
         with self.log.open("ab") as out:
             return subprocess.Popen(self.command, env=environ, stdout=out, stderr=out)
 
@@ -421,12 +421,16 @@ class Rig:
         )
         covered: dict[tuple[str, int], int] = defaultdict(int)
         for topic, partition, first, end in self._ask(query.format(sql.Literal(sink))):
-            assert first == covered[(topic, partition)] < end, f"gap or overlap in {topic}/{partition} at {first}"
+            assert first == covered[(topic, partition)] < end, (
+                f"gap or overlap in {topic}/{partition} at {first}"
+            )
             covered[(topic, partition)] = end
         topics = [self.accounts.balances, *(t.dlq for t in self.accounts.pipeline.topics)]
         client = admin(self.settings.kafka_bootstrap_servers)
         for at, end in ends(client, partitions(topics)).items():
-            assert covered[(at.topic, at.partition)] == end, f"{at} is covered up to another offset than {end}"
+            assert covered[(at.topic, at.partition)] == end, (
+                f"{at} is covered up to another offset than {end}"
+            )
 
     def _ask(self, query: sql.Composed) -> list[tuple[Any, ...]]:
         with connect(self.settings.database_url) as connection:

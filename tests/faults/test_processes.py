@@ -12,7 +12,13 @@ from infra.settings import Settings
 from tests.faults.conftest import Services
 from tests.faults.rig import pipeline
 
-SINK_PLACES = ("before-transaction:2", "after-rows:3", "after-commit:2", "in-rebalance:1", "dead-letter-sent:1")
+SINK_PLACES = (
+    "before-transaction:2",
+    "after-rows:3",
+    "after-commit:2",
+    "in-rebalance:1",
+    "dead-letter-sent:1",
+)
 MOST_ROUNDS = 40
 PROCESSOR_PLACES = ("applied:2", "outputs-acknowledged:2", "state-written:2", "claimed:1")
 

@@ -141,9 +141,7 @@ def losing(database_url: str, seed: int) -> Iterator[CommitLoser]:
         proxy.close()
 
 
-def test_the_answer_to_a_commit_is_lost(
-    database: Settings, codec: Codec, tmp_path: Path, seed: int
-) -> None:
+def test_the_answer_to_a_commit_is_lost(database: Settings, codec: Codec, tmp_path: Path, seed: int) -> None:
     """One COMMIT in four takes effect without its sender learning so; still nothing is done twice."""
     with losing(database.database_url, seed) as proxy, pipeline(database, codec, "lost", tmp_path) as rig:
         processes = [rig.start(r, DATABASE_URL=proxy.url) for r in ("processor", "sink")]

@@ -1,7 +1,7 @@
 """A processor or a sink of the example pipeline as a process, which may die at a named place.
 
-`python -m tests.faults.worker processor|sink PREFIX`. KILL_AT=place:n kills it (SIGKILL) the n-th time that
-it comes by the place. The places are wrapped around the product's own methods; nothing in it knows of them.
+`python -m tests.faults.worker processor|sink PREFIX`. DIE_AT=place:n kills it (SIGKILL) the n-th time that it
+comes by the place, DIE_AT=place:n:STOP makes it stand still there (SIGSTOP) until somebody sends SIGCONT. The places are wrapped around the product's own methods; nothing in it knows of them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PLACES: dict[str, tuple[type, str, bool]] = {
 """Place -> class, method, and whether it dies after the call rather than before."""
 
 
-def die_at(place: str, nth: int) -> None:
+def die_at(place: str, nth: int, number: signal.Signals) -> None:
     """Wrap the place's method so that its n-th call is the last thing this process does."""
     owner, name, after = PLACES[place]
     method: Callable[..., Any] = getattr(owner, name)
@@ -51,10 +51,10 @@ def die_at(place: str, nth: int) -> None:
         calls += 1
         this = calls  # the method may call itself
         if this == nth and not after:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         result = method(*args, **kwargs)
         if this == nth and after:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         return result
 
     setattr(owner, name, wrapped)
@@ -80,7 +80,7 @@ def main(settings: Settings, health: Health) -> None:
 
 
 if __name__ == "__main__":
-    if kill_at := os.environ.get("KILL_AT"):
-        place, _, nth = kill_at.partition(":")
-        die_at(place, int(nth))
+    if said := os.environ.get("DIE_AT"):
+        place, nth, name = (*said.split(":"), "KILL")[:3]
+        die_at(place, int(nth), signal.Signals[f"SIG{name}"])
     process.run(sys.argv[1], sys.argv[2], main)
