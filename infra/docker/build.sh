@@ -3,7 +3,8 @@
 # make docker-compose.yml use them:
 #   eval "$(infra/docker/build.sh)" && MILLRACE_SERVICES=docker millrace up
 # What did not change comes from Docker's build cache. Needs root once, for debootstrap.
-#   MILLRACE_EXTRA_CA  a file of PEM certificates to trust during the build, behind a proxy that re-signs TLS
+#   MILLRACE_EXTRA_CA  PEM certificates to trust, behind a proxy that re-signs TLS: a file, or a folder of *.crt
+#                      such as Debian's /usr/local/share/ca-certificates
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -24,7 +25,11 @@ if ! docker image inspect "$debian" >/dev/null 2>&1; then
 fi
 
 certificates=
-[[ -z ${MILLRACE_EXTRA_CA:-} ]] || certificates=$(<"$MILLRACE_EXTRA_CA")
+if [[ -d ${MILLRACE_EXTRA_CA:-} ]]; then
+    certificates=$(cat "$MILLRACE_EXTRA_CA"/*.crt)
+elif [[ -n ${MILLRACE_EXTRA_CA:-} ]]; then
+    certificates=$(<"$MILLRACE_EXTRA_CA")
+fi
 log=$(mktemp)
 for image in "${images[@]}"; do
     began=$SECONDS
@@ -33,6 +38,8 @@ for image in "${images[@]}"; do
         --build-arg BASE="$debian" --build-arg EXTRA_CA="$certificates" . >"$log" 2>&1 || {
         say "building millrace/$image failed; the end of $log:"
         tail -20 "$log" >&2
+        ! grep -qE 'PKIX path|certificate verif' "$log" ||
+            say "a proxy re-signs TLS here: name its certificates with MILLRACE_EXTRA_CA and build again"
         exit 1
     }
     say "millrace/$image ($((SECONDS - began)) s)"
