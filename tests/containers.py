@@ -82,10 +82,11 @@ class ContainerServices:
         container = DockerContainer(declared["image"]).with_envs(**declared.get("environment", {}))
         if "command" in declared:
             container.with_command(declared["command"])
+        # testcontainers knows numbers alone, which are published on every address of this machine.
+        published: dict[str, Any] = container.ports
         for mapping in declared["ports"]:
             address, port, inside = mapping.split(":")
-            # testcontainers would bind a bare port number on every address of this machine.
-            container.ports[inside] = (address, int(port))
+            published[inside] = (address, int(port))
         for volume in declared.get("volumes", []):
             source, target, *mode = volume.split(":")
             if source.startswith("."):  # a named volume's data is for one session alone

@@ -20,8 +20,9 @@ part() { # part NAME COMMAND...: runs it and keeps its time
     local name=$1 began=$SECONDS
     shift
     say "$name"
+    times+=("   ?  $name")
     "$@"
-    times+=("$(printf '%4d s  %s' $((SECONDS - began)) "$name")")
+    times[-1]=$(printf '%4d s  %s' $((SECONDS - began)) "$name")
 }
 
 # --- the daemon ------------------------------------------------------------------------------------------
@@ -114,5 +115,5 @@ part "build the images" images
 export MILLRACE_SERVICES=docker MILLRACE_TEST_PORT_BASE=${MILLRACE_TEST_PORT_BASE:-28000}
 pytest=(.venv/bin/python -m pytest -q -m "")
 part "compose: health, one pipeline, down and up, purge" "${pytest[@]}" tests/docker/test_compose.py
-part "testcontainers: the tests' fixture, runtime, sink, registry" "${pytest[@]}" tests/docker/test_containers.py \
-    tests/streams/test_runtime.py tests/sinks/test_writer.py tests/schemas/registry
+part "testcontainers: the tests' fixture, registry, runtime, sink" "${pytest[@]}" \
+    tests/docker/test_containers.py tests/streams/test_runtime.py tests/sinks/test_writer.py

@@ -137,6 +137,8 @@ class DockerServices:
     def environ(self) -> dict[str, str]:
         """What docker-compose.yml is read with: this instance's ports, password and folders."""
         return {
+            # docker-compose 1 gives up on an answer after 60 s; a daemon that copies images (vfs) is slower.
+            "COMPOSE_HTTP_TIMEOUT": f"{START_TIMEOUT_S:.0f}",
             **os.environ,
             **{variable: str(self.settings.port(offset)) for variable, offset, _ in CONTAINERS.values()},
             # `down` reads the file too, when there may be no secret yet.
