@@ -32,11 +32,11 @@ def test_fixture_runs_containers_on_loopback(services: Settings) -> None:
 
 def test_registry_keeps_readers_and_writers_apart_from_breaking_changes(registry: Settings) -> None:
     """Confluent's client registers with the registry's container, which refuses a field without default."""
-    client = SchemaRegistryClient({"url": registry.schema_registry_url})
     first = '{"type": "record", "name": "R", "fields": [{"name": "a", "type": "string"}]}'
     breaking = first.replace("]}", ', {"name": "b", "type": "string"}]}')
-    number = client.register_schema("containers-value", Schema(first, "AVRO"))
-    assert client.register_schema("containers-value", Schema(first, "AVRO")) == number
-    with pytest.raises(SchemaRegistryError) as refused:
-        client.register_schema("containers-value", Schema(breaking, "AVRO"))
+    with SchemaRegistryClient({"url": registry.schema_registry_url}) as client:
+        number = client.register_schema("containers-value", Schema(first, "AVRO"))
+        assert client.register_schema("containers-value", Schema(first, "AVRO")) == number
+        with pytest.raises(SchemaRegistryError) as refused:
+            client.register_schema("containers-value", Schema(breaking, "AVRO"))
     assert refused.value.http_status_code == 409
