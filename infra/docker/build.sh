@@ -39,8 +39,9 @@ build() { # build IMAGE ARGUMENT...
         >"$work/log" 2>&1 || {
         say "building millrace/$image failed:"
         tail -20 "$work/log" >&2
-        ! grep -qE 'PKIX path|certificate verif' "$work/log" ||
-            say "a proxy re-signs TLS here: name its certificates with MILLRACE_EXTRA_CA and build again"
+        # The second is what Maven says where it trusts nobody.
+        ! grep -qE 'certificate verif|No plugin found' "$work/log" ||
+            say "if a proxy re-signs TLS here, name its certificates with MILLRACE_EXTRA_CA and build again"
         exit 1
     }
     say "millrace/$image ($((SECONDS - began)) s)"

@@ -31,7 +31,11 @@ state=$PWD/.millrace/docker
 mkdir -p "$state"
 exec 9>"$state/lock"
 flock -n 9 || stop "another run is under way in this checkout; wait until it has ended"
+if [[ -f $state/run ]]; then # of a run that was killed
+    rm -rf --one-file-system "/tmp/$(basename "$(<"$state/run")")"
+fi
 run=$(mktemp -d /tmp/millrace-docker.XXXXXX) # short: the path of a socket has 107 bytes at most
+printf '%s\n' "$run" >"$state/run"
 export DOCKER_HOST=unix://$run/docker.sock
 unset DOCKER_CONTEXT DOCKER_TLS_VERIFY DOCKER_CERT_PATH
 daemon=
@@ -77,7 +81,7 @@ stop_daemon() {
     kill -KILL "$daemon" 2>/dev/null || true
     wait "$daemon" 2>/dev/null || true
     daemon=
-    rm -rf --one-file-system "$run"
+    rm -rf --one-file-system "$run" "$state/run"
 }
 
 left() { # what the run left behind, one line each
