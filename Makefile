@@ -56,6 +56,11 @@ test: setup ## All tests on the real components; coverage must reach 85 % (ARGS=
 test-real-input: setup ## Whole files of real data through the platform, with the time of each
 	$(BIN)/pytest -s -m real_input tests/real_input
 
+.PHONY: test-docker
+test-docker: ## Try the Docker way with our own images, under a daemon of its own; as root
+	@infra/bootstrap.sh docker
+	@infra/docker/test.sh
+
 # --- maintain ---
 
 .PHONY: docs lock clean

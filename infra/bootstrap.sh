@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Installs what Millrace needs on Debian or Ubuntu, then what it needs in this checkout. `make setup` runs it.
+# Installs what Millrace needs on Debian or Ubuntu, then what it needs in this checkout. `make setup` runs it;
+# with the argument `docker`, also what `make test-docker` needs.
 # Each step is skipped when it has nothing to do: a second run takes well under a second.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+with=${1:-}
 venv=.venv
 cache=${MILLRACE_CACHE:-.millrace/cache}
 say() { printf 'setup: %s\n' "$*"; }
@@ -52,6 +54,10 @@ missing() {
     find_postgis || echo postgis
     installed redis-server || echo redis-server
     installed mosquitto || echo mosquitto
+    [[ $with == docker ]] || return 0
+    installed dockerd && installed docker || echo docker
+    installed docker-compose || docker compose version >/dev/null 2>&1 || echo docker-compose
+    installed debootstrap || echo debootstrap
 }
 
 # --- system packages -----------------------------------------------------------------------------------
@@ -84,6 +90,10 @@ packages() { # the Debian packages of what is missing; needs fresh package lists
             version=$(find /usr/lib/postgresql -mindepth 1 -maxdepth 1 -printf "%f\n" 2>/dev/null | sort -n | tail -1 || true)
             [[ -n $version ]] || version=$(apt-cache depends postgresql | sed -nE 's/.*Depends: postgresql-([0-9]+)$/\1/p' | tail -1)
             printf "%s\n" postgresql "postgresql-$version" "postgresql-$version-postgis-3"
+            ;;
+        docker)
+            echo docker.io
+            apt-cache search --names-only '^docker-cli$' | sed 's/ .*//' # of its own since Debian 13
             ;;
         *) echo "$what" ;;
         esac
@@ -139,6 +149,7 @@ system() {
         for unit in "${names[@]}"; do
             case $unit in
             postgresql | redis-server | mosquitto) "${as_root[@]}" systemctl disable -q "$unit" >>"$log" 2>&1 || true ;;
+            docker.io) "${as_root[@]}" systemctl disable -q docker.socket docker containerd >>"$log" 2>&1 || true ;;
             esac
         done
     fi

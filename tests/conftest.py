@@ -29,7 +29,7 @@ HOME = Path(__file__).parents[1] / ".millrace" / "test"
 PORT_BASE = os.environ.get("MILLRACE_TEST_PORT_BASE", "31000")
 """Below the ephemeral ports (32768 upwards), where any outgoing connection may sit on one of ours."""
 
-KEPT = {"MILLRACE_SERVICES", "MILLRACE_CACHE", "MILLRACE_KAFKA_JVM"}
+KEPT = {"MILLRACE_SERVICES", "MILLRACE_DOCKER_SERVICES", "MILLRACE_CACHE", "MILLRACE_KAFKA_JVM"}
 """How the services run may be chosen by the calling shell; where they are may not."""
 
 
@@ -54,6 +54,10 @@ def services() -> Iterator[Settings]:
     """The settings of an instance whose broker and databases run, empty at the start of the session."""
     settings = Settings.load()
     instance = choose(settings)
+    if instance.kind == "docker":
+        from tests.containers import ContainerServices  # an import that takes a second
+
+        instance = ContainerServices(settings)
     instance.down(purge=True, progress=print)  # what a killed session left
     instance.up(progress=print)
     yield settings

@@ -113,7 +113,7 @@ class DockerServices:
         progress(f"docker compose down, project {self.project}")
         self._compose("down", "--remove-orphans", *(["--volumes"] if purge else []))
         if purge:
-            for name in ("secrets", "prometheus"):
+            for name in ("secrets", "prometheus", "logs", "run"):
                 shutil.rmtree(self.settings.home_path / name, ignore_errors=True)
 
     def status(self) -> list[ServiceStatus]:
@@ -137,6 +137,8 @@ class DockerServices:
     def environ(self) -> dict[str, str]:
         """What docker-compose.yml is read with: this instance's ports, password and folders."""
         return {
+            # docker-compose 1 gives up on an answer after 60 s; a daemon that copies images (vfs) is slower.
+            "COMPOSE_HTTP_TIMEOUT": f"{START_TIMEOUT_S:.0f}",
             **os.environ,
             **{variable: str(self.settings.port(offset)) for variable, offset, _ in CONTAINERS.values()},
             # `down` reads the file too, when there may be no secret yet.
