@@ -348,14 +348,16 @@ class Source:
 
     def _refuse(self, message: Message, error: KafkaError) -> None:
         code = error.code()
-        if code in (KafkaError._FENCED, KafkaError.FENCED_INSTANCE_ID):
+        # A fatal error comes under a code of its own, with only its text to say which one it is.
+        if code == KafkaError._FATAL and "fenced" in error.str():
             raise Fenced(f"{self.group}: another process took this member's identity")
         if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             raise PositionRefused(
                 f"{self.group}: position of {message.topic()}/{message.partition()} lies outside the log"
                 f" ({error.str()}); compare topic and database (`millrace doctor`), restore the wrong one"
             )
-        if error.fatal() or code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
+        lasting = (KafkaError._FATAL, KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)
+        if error.fatal() or code in lasting:
             raise KafkaException(error)
         log.warning("the consumer reports", extra={"group": self.group, "reason": error.str()})
 

@@ -1,4 +1,4 @@
-"""Services that a case may kill or fill the disks of: one instance for all cases, apart from the tests' own."""
+"""Services that a case may kill or fill the disks of: one instance for all cases, apart from other tests."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ class Traffic:
 
     def records(self) -> Iterator[tuple[str, bytes]]:
         """Key and value of every record to send."""
-        rng = random.Random(self.seed)  # noqa: S311 - simulation
+        rng = random.Random(self.seed)
         held: list[tuple[str, bytes]] = []
         sent: list[tuple[str, bytes]] = []
         for n in range(self.events_total):

@@ -1,4 +1,4 @@
-"""Two processes that both think a partition theirs: only one's work takes effect, and the other one says so."""
+"""Two processes that both think a partition theirs: one's work takes effect, and the other one says so."""
 
 from __future__ import annotations
 
@@ -22,16 +22,19 @@ def stopped(process: Process) -> bool:
 
 @pytest.mark.faults
 @pytest.mark.parametrize(
-    ("role", "place"),
+    ("role", "place", "ends"),
     [
-        ("sink", "before-transaction:1:STOP"),
-        ("sink", "after-rows:1:STOP"),
-        ("processor", "outputs-acknowledged:1:STOP"),
-        ("processor", "state-written:1:STOP"),
+        ("sink", "before-transaction:1:STOP", [exit_codes.FENCED]),
+        # Its transaction was ended from outside: it has nothing to commit, and joins again.
+        ("sink", "after-rows:1:STOP", []),
+        ("processor", "outputs-acknowledged:1:STOP", [exit_codes.FENCED]),
+        ("processor", "state-written:1:STOP", [exit_codes.FENCED]),
     ],
 )
-def test_a_zombie_changes_nothing(faulty: Services, tmp_path: Path, seed: int, role: str, place: str) -> None:
-    """Stopped in mid-commit until another one has taken over, it finds itself fenced and leaves for good."""
+def test_a_zombie_changes_nothing(
+    faulty: Services, tmp_path: Path, seed: int, role: str, place: str, ends: list[int]
+) -> None:
+    """Stopped in mid-commit until another one has taken over, it changes nothing when it wakes up."""
     name = f"zombie-{role}-{place.partition(':')[0]}"
     with pipeline(faulty.settings, faulty.codec, name, tmp_path) as rig:
         other = {"processor": "sink", "sink": "processor"}[role]
@@ -43,12 +46,12 @@ def test_a_zombie_changes_nothing(faulty: Services, tmp_path: Path, seed: int, r
         first.finish()
         rig.drain(TAKEN_OVER_SECONDS)
         zombie.kill(signal.SIGCONT)
-        until(lambda: zombie.resting, 30, "the zombie has left")
+        until(lambda: zombie.resting or (not ends and rig.waiting()), 30, "the zombie has noticed")
         second = rig.traffic(seed * 1000 + 1, events_total=300, seconds=2)
         second.finish()
         rig.drain()
         checked = rig.check([first, second])
-        assert zombie.exits == [exit_codes.FENCED]
+        assert zombie.exits == ends
         assert heir.exits == []
     print(checked)  # noqa: T201
 

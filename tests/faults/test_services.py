@@ -83,11 +83,11 @@ def test_the_brokers_disk_is_full(faulty: Services, tmp_path: Path, seed: int) -
 
 
 class CommitLoser:
-    """A proxy before Postgres that lets one COMMIT in four through and cuts the line instead of its answer."""
+    """A proxy before Postgres that passes one COMMIT in four on and cuts the line instead of its answer."""
 
     def __init__(self, database_url: str, seed: int) -> None:
         self.target = urlsplit(database_url)
-        self.rng = random.Random(seed)  # noqa: S311 - simulation
+        self.rng = random.Random(seed)
         self.commits = self.lost = 0
         self._server = socket.create_server(("127.0.0.1", 0))
         self.url = urlunsplit(

@@ -1,7 +1,8 @@
 """A processor or a sink of the example pipeline as a process, which may die at a named place.
 
 `python -m tests.faults.worker processor|sink PREFIX`. DIE_AT=place:n kills it (SIGKILL) the n-th time that it
-comes by the place, DIE_AT=place:n:STOP makes it stand still there (SIGSTOP) until somebody sends SIGCONT. The places are wrapped around the product's own methods; nothing in it knows of them.
+comes by the place, DIE_AT=place:n:STOP makes it stand still there (SIGSTOP) until somebody sends SIGCONT.
+The places are wrapped around the product's own methods; nothing in it knows of them.
 """
 
 from __future__ import annotations
