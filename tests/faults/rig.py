@@ -343,8 +343,9 @@ class Rig:
         refused = {i for i, e in expected.items() if e["amount_minor"] == REFUSED_BY_TABLE}
         dead = poison | {place for i in refused for place in occurrences[i]}
         self._check_tables({i: e for i, e in expected.items() if i not in refused})
+        repeated = sum(len(places) - 1 for i, places in occurrences.items() if i not in refused)
         self._check_letters(dead)
-        self._check_ranges()
+        self._check_ranges(repeated)
         return {
             "inputs": len(inputs),
             "acknowledged": len(acknowledged),
@@ -413,8 +414,14 @@ class Rig:
                 mirrored.add((letter["topic"], letter["partition"], letter["offset"]))
         assert mirrored == dead, "the mirror topics hold other dead letters than the table"
 
-    def _check_ranges(self) -> None:
+    def _check_ranges(self, repeated: int) -> None:
         sink = self.accounts.pipeline.sink_name
+        counted = self._ask(
+            sql.SQL(
+                "SELECT sum(duplicates_total) FROM range_records WHERE consumer = {} AND topic = {}"
+            ).format(sql.Literal(sink), sql.Literal(self.accounts.balances.name))
+        )
+        assert counted == [(repeated,)], f"{repeated} outputs were sent again, counted were {counted}"
         query = sql.SQL(
             "SELECT topic, partition, from_offset, to_offset FROM range_records WHERE consumer = {}"
             " ORDER BY topic, partition, from_offset"

@@ -1,0 +1,196 @@
+"""`make mutants`: takes each safeguard out of a copy of the tree and requires the named test to fail.
+
+A fault test that cannot fail proves nothing. The table that this prints is the one in docs/guarantees.md.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+TREE = Path(__file__).parents[2]
+PORT_BASE = 30_000
+SECONDS = 240
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`old` in `file` becomes `new`; the pytest id `test` must then fail."""
+
+    safeguard: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+MUTANTS = (
+    Mutant(
+        "compare-and-set of the position",
+        "infra/checkpoints.py",
+        " AND epoch = %s AND next_offset = %s",
+        " AND %s > 0 AND %s >= 0",
+        "tests/infra/test_checkpoints.py::test_only_the_stored_position_can_be_advanced_from",
+    ),
+    Mutant(
+        "epoch",
+        "infra/checkpoints.py",
+        "if epoch != epochs[at]:",
+        "if False:",
+        "tests/infra/test_checkpoints.py::test_an_older_epoch_cannot_lock",
+    ),
+    Mutant(
+        "raising the epoch on a claim",
+        "infra/checkpoints.py",
+        "DO UPDATE SET epoch = checkpoints.epoch + 1,",
+        "DO UPDATE SET",
+        "tests/infra/test_checkpoints.py::test_each_claim_raises_the_epoch",
+    ),
+    Mutant(
+        "merge within the batch",
+        "sinks/writer.py",
+        '" SELECT DISTINCT ON ({key}) {columns} FROM {stage} ORDER BY {key}, {order_by} DESC, stage_n"',
+        '" SELECT {columns} FROM {stage}"',
+        "tests/sinks/test_writer.py::test_duplicates_change_nothing_and_are_counted",
+    ),
+    Mutant(
+        "declared merge: the highest version wins",
+        "sinks/writer.py",
+        " WHERE old.{order_by} < excluded.{order_by}",
+        "",
+        "tests/sinks/test_writer.py::test_duplicates_change_nothing_and_are_counted",
+    ),
+    Mutant(
+        "bisecting",
+        "sinks/writer.py",
+        "if refusal.row is not None or len(items) == 1:",
+        "if True:",
+        "tests/sinks/test_writer.py::test_what_the_database_refuses_is_a_dead_letter_and_its_neighbours_land",
+    ),
+    Mutant(
+        "savepoint around the direct COPY",
+        "sinks/writer.py",
+        "                with connection.transaction():\n                    self._copy(",
+        "                if True:\n                    self._copy(",
+        "tests/sinks/test_writer.py::test_duplicates_change_nothing_and_are_counted",
+    ),
+    Mutant(
+        "leaving out what a lost commit stored",
+        "sinks/writer.py",
+        "(i.message.offset() or 0) >= current[i.at]]",
+        "True]",
+        "tests/faults/test_services.py::test_the_answer_to_a_commit_is_lost",
+    ),
+    Mutant(
+        "dead letter before the position moves",
+        "sinks/writer.py",
+        "        self._store_letters(cursor, [*letters, *own])\n",
+        "",
+        "tests/sinks/test_writer.py::test_what_the_database_refuses_is_a_dead_letter_and_its_neighbours_land",
+    ),
+    Mutant(
+        "duplicate drop before the state",
+        "streams/fraud/scoring.py",
+        "            if known is not None:\n",
+        "            if False:\n",
+        "tests/streams/fraud/test_scoring.py",
+    ),
+    Mutant(
+        "state as of its offset",
+        "streams/runner.py",
+        "self.checkpoints.write_delta(cursor, at, owned.applied, owned.unsaved)",
+        "self.checkpoints.write_delta(cursor, at, owned.applied, owned.unsaved[:-1])",
+        "tests/streams/test_runtime.py::test_every_record_is_answered_once_and_state_survives_a_restart",
+    ),
+    Mutant(
+        "version written down before it is used",
+        "streams/runner.py",
+        "            versions.activate(connection, self.checkpoints, at, owned.epoch, offset, new)",
+        "            pass",
+        "tests/streams/test_runtime.py::test_a_version_applies_from_an_offset_that_is_written_down_first",
+    ),
+    Mutant(
+        "transient errors are no dead letters",
+        "infra/postgres.py",
+        '    if state in _TRANSIENT or state.startswith("08"):\n        return Failure.TRANSIENT',
+        '    if state in _TRANSIENT or state.startswith("08"):\n        return Failure.INVALID',
+        "tests/sinks/test_writer.py::test_the_database_away_delays_and_loses_nothing",
+    ),
+    Mutant(
+        "ending a stopped process's transaction",
+        "infra/checkpoints.py",
+        "            self._evict(connection)\n",
+        "",
+        "tests/infra/test_checkpoints.py::test_a_transaction_that_stands_still_is_ended",
+    ),
+)
+
+
+def failed(mutant: Mutant) -> tuple[bool, str]:
+    """Whether the test fails without the safeguard, and the last words of the run."""
+    with tempfile.TemporaryDirectory(prefix="millrace-mutant-") as folder:
+        copy = Path(folder) / "tree"
+        tracked = subprocess.run(["git", "ls-files", "-z"], cwd=TREE, capture_output=True, check=True)
+        for name in tracked.stdout.decode().split("\0"):
+            if name and (TREE / name).is_file():
+                (copy / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(TREE / name, copy / name)
+        path = copy / mutant.file
+        text = path.read_text()
+        if text.count(mutant.old) != 1:
+            return False, f"{mutant.file} has the text {text.count(mutant.old)} times; adjust the mutant"
+        path.write_text(text.replace(mutant.old, mutant.new))
+        run = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-q",
+                "-x",
+                "-p",
+                "no:cacheprovider",
+                "--timeout=120",
+                mutant.test,
+            ],
+            cwd=copy,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(copy),
+                "MILLRACE_CACHE": os.environ.get("MILLRACE_CACHE", str(TREE / ".millrace" / "cache")),
+                "MILLRACE_TEST_PORT_BASE": os.environ.get("MILLRACE_TEST_PORT_BASE", str(PORT_BASE)),
+            },
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
+        lines = run.stdout.strip().splitlines()
+        # 1: tests ran and failed. Anything else (no such test, a crash) proves nothing.
+        return run.returncode == 1 and " failed" in lines[-1], lines[-1] if lines else run.stderr[-200:]
+
+
+def main() -> int:
+    """Run every mutant (or those whose safeguard contains an argument); 1 if one survives."""
+    wanted = [m for m in MUTANTS if not sys.argv[1:] or any(a in m.safeguard for a in sys.argv[1:])]
+    survivors = 0
+    for mutant in wanted:
+        began = time.monotonic()
+        caught, words = failed(mutant)
+        survivors += not caught
+        sign = "caught  " if caught else "SURVIVED"
+        sys.stdout.write(
+            f"{sign} {mutant.safeguard:<42} {mutant.test} ({time.monotonic() - began:.0f} s)"
+            f"{'' if caught else ': ' + words}\n"
+        )
+        sys.stdout.flush()
+    sys.stdout.write(f"{len(wanted) - survivors} of {len(wanted)} safeguards are missed when they are gone\n")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
