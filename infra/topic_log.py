@@ -34,17 +34,18 @@ def partitions(topics: Iterable[Topic]) -> list[TopicPartition]:
 
 def starts(admin: AdminClient, wanted: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
     """The first offset that each partition still holds. Raises `LogUnreadable`."""
-    return _list(admin, wanted, OffsetSpec.earliest())
+    return list_offsets(admin, wanted, OffsetSpec.earliest())
 
 
 def ends(admin: AdminClient, wanted: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
     """The end offset of each partition. Raises `LogUnreadable`."""
-    return _list(admin, wanted, OffsetSpec.latest())
+    return list_offsets(admin, wanted, OffsetSpec.latest())
 
 
-def _list(
+def list_offsets(
     admin: AdminClient, wanted: Iterable[TopicPartition], spec: OffsetSpec
 ) -> dict[TopicPartition, int]:
+    """What `spec` asks of each partition; -1 where there is no such offset. Raises `LogUnreadable`."""
     asked = {KafkaPartition(p.topic, p.partition): spec for p in wanted}
     found = {}
     try:

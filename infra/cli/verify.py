@@ -1,0 +1,112 @@
+"""`millrace verify` and `millrace trace`: do topics and tables agree, and where does a row come from?"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from infra.settings import Settings
+
+if TYPE_CHECKING:
+    from infra.verification import Report
+
+app = typer.Typer()
+
+
+@app.command()
+def verify(
+    pipeline: Annotated[str | None, typer.Argument(help="A pipeline; all where none is named.")] = None,
+    first: Annotated[
+        str | None, typer.Option("--from", help="First offset of each partition, or a time (ISO 8601).")
+    ] = None,
+    last: Annotated[
+        str | None, typer.Option("--to", help="Offset or time before which to end. Times are append times.")
+    ] = None,
+    settled: Annotated[
+        bool, typer.Option("--settled", help="Also fail while records are still on their way.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Prove that topics and tables agree: every offset in the sink, in the dead letters, or skipped.
+
+    Reads the topics again and compares rows, dead letters and range records with them; it may run while
+    the pipeline works. Exit code 1 names the first offending record of each check that fails.
+    """
+    import psycopg
+
+    from infra.codec import RegistryUnavailable
+    from infra.log_span import Bound, BoundError
+    from infra.topic_log import LogUnreadable
+    from schemas.declare import DeclarationError
+    from schemas.pipelines import PIPELINES
+    from sinks.verify import verify as run
+
+    try:
+        chosen = [PIPELINES[pipeline]] if pipeline else list(PIPELINES)
+        begin, end = (Bound.parse(text) if text else None for text in (first, last))
+    except (DeclarationError, BoundError) as error:
+        raise typer.BadParameter(str(error)) from None
+    settings = Settings.load()
+    reports: list[Report] = []
+    for one in chosen:
+        rows = importlib.import_module(f"sinks.{one.name}").ROWS
+        try:
+            reports.append(run(settings, one, rows, begin, end, _tell))
+        except psycopg.Error as error:
+            _fail(f"the database does not answer as it should ({error}); see `millrace status`")
+        except (LogUnreadable, RegistryUnavailable) as error:
+            _fail(str(error))
+    if as_json:
+        typer.echo(json.dumps([r.document() for r in reports], indent=2))
+    else:
+        for report in reports:
+            _show(report)
+    late = [r for r in reports if settled and r.waiting]
+    for report in late:
+        typer.echo(f"millrace: {report.pipeline}: {report.waiting:,} records are on their way", err=True)
+    if late or not all(r.clean for r in reports):
+        raise typer.Exit(1)
+
+
+COLUMNS = ("in_sink", "duplicates", "dead_letters", "skipped", "decided", "waiting", "wrong", "expired")
+
+
+def _show(report: Report) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    # Unlike a terminal, a file or pipe has no width to which a table should be cut.
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    shown = [c for c in COLUMNS if any(getattr(o, c) for o in report.offsets) or c in ("in_sink", "wrong")]
+    table = Table(title=f"{report.pipeline}: every offset, once", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("topic")
+    table.add_column("read by")
+    for column in ("offsets", *shown):
+        table.add_column(column.replace("_", " "), justify="right")
+    for o in report.offsets:
+        table.add_row(o.topic, o.reader, f"{o.total:,}", *(f"{getattr(o, c):,}" for c in shown))
+    console.print(table)
+    for check in report.checks:
+        sign = "[red]✗[/red]" if check.wrong else "[dim]–[/dim]" if not check.compared else "[green]✓[/green]"
+        note = f" ({check.note})" if check.note else ""
+        console.print(f" {sign} {check.name}: {check.compared:,} {check.unit}{note}", soft_wrap=True)
+        if check.wrong:
+            console.print(f"   {check.wrong:,} wrong; the first: {check.first}", soft_wrap=True, markup=False)
+    verdict = "topics and tables agree" if report.clean else "topics and tables do not agree"
+    waiting = f"; {report.waiting:,} records are on their way" if report.waiting else ""
+    console.print(f" {report.pipeline}: {verdict}{waiting} ({report.seconds:.1f} s)\n", soft_wrap=True)
+
+
+def _tell(line: str) -> None:
+    if sys.stderr.isatty():
+        typer.echo(line, err=True)
+
+
+def _fail(sentence: str) -> NoReturn:
+    typer.echo(f"millrace: {sentence}", err=True)
+    raise typer.Exit(1)
