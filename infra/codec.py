@@ -147,6 +147,24 @@ class Codec:
             )
         return Decoded(schema_id, event)
 
+    def version(self, topic: Topic, schema_id: int) -> int | None:
+        """The number of a schema among its topic's versions; None where it is not registered there.
+
+        Raises `RegistryUnavailable`.
+        """
+        try:
+            found = self._client.lookup_schema(
+                topic.subject, self._client.get_schema(schema_id), deleted=True
+            )
+        except SchemaRegistryError as error:
+            if error.http_status_code == 404:
+                return None
+            raise RegistryUnavailable(str(error)) from error
+        except Exception as error:  # of whichever HTTP library the client found
+            raise RegistryUnavailable(str(error)) from error
+        version: int | None = found.version
+        return version
+
     def _reader(self, topic: Topic) -> Any:
         schema = self._readers.get(topic.name)
         if schema is None:

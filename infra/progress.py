@@ -9,6 +9,8 @@ from infra.checkpoints import TopicPartition
 from infra.telemetry.health import Health
 from infra.telemetry.metrics import ASSIGNED_PARTITIONS, END_OFFSET, LAG_MS, LAG_RECORDS, POSITION
 
+WAITING_SECONDS = 30.0
+"""How long saying that one waits for a service holds."""
 STILL_SECONDS = 15.0
 """A partition with lag whose position has not moved for this long makes the process not ready."""
 
@@ -28,6 +30,20 @@ class Progress:
         self._topics = topics
         self._health = health
         self._places: dict[TopicPartition, _Place] = {}
+        self._waits_until = 0.0
+
+    def positions(self) -> dict[TopicPartition, int]:
+        """Where each partition stands; safe to call from another thread."""
+        return {at: place.position for at, place in self._places.copy().items()}
+
+    def waits(self, seconds: float) -> None:
+        """The consumer waits for a service for so long, and knows it: nothing is stuck."""
+        self._waits_until = time.monotonic() + seconds + WAITING_SECONDS
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the consumer has said lately that it waits; safe to call from another thread."""
+        return time.monotonic() < self._waits_until
 
     def taken(self, at: TopicPartition, position: int) -> None:
         """The partition was assigned and is read from `position`."""

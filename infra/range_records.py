@@ -76,7 +76,7 @@ def check_ranges(
     hashes = _sums(np.array(reread.hashes, dtype=np.uint64))
     for from_offset, to_offset, records, dead, ids_hash in inside:
         i, j = (int(n) for n in np.searchsorted(offsets, (from_offset, to_offset)))
-        found = (j - i, int(refused[j] - refused[i]), int(hashes[j] - hashes[i]))
+        found = (j - i, int(refused[j]) - int(refused[i]), (int(hashes[j]) - int(hashes[i])) % 2**64)
         if found == (records, dead, ids_hash % 2**64):
             continue
         what = (

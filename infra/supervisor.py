@@ -63,10 +63,15 @@ class State(StrEnum):
     BACKOFF = "backoff"
     FENCED = "fenced"
     REFUSED = "refused"
+    OVER_LIMIT = "over limit"
     STOPPED = "stopped"
 
 
-RESTING = {exit_codes.FENCED: State.FENCED, exit_codes.POSITION: State.REFUSED}
+RESTING = {
+    exit_codes.FENCED: State.FENCED,
+    exit_codes.POSITION: State.REFUSED,
+    exit_codes.OVER_LIMIT: State.OVER_LIMIT,
+}
 """Exit codes after which a process is not started again, until `millrace up` asks for it."""
 
 

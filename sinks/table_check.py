@@ -163,7 +163,8 @@ class TableCheck:
         there: array[int] = array("q")
         query = sql.SQL(
             "SELECT source_partition::bigint << {} | source_offset FROM {}"
-            " JOIN {} ON s.partition = source_partition WHERE source_offset >= s.begin AND source_offset < s.until"
+            " JOIN {} ON s.partition = source_partition"
+            " WHERE source_offset >= s.begin AND source_offset < s.until"
         ).format(sql.Literal(_PARTITION_SHIFT), sql.Identifier(self.table.name), _SPANS)
         for (place,) in self._connection.execute(query, _spans(parts, span, positions)):
             there.append(int(str(place)))
@@ -192,7 +193,8 @@ class TableCheck:
     ) -> None:
         row = self._connection.execute(
             sql.SQL(
-                "SELECT source_partition, source_offset FROM {} LEFT JOIN {} ON s.partition = source_partition"
+                "SELECT source_partition, source_offset FROM {}"
+                " LEFT JOIN {} ON s.partition = source_partition"
                 " WHERE s.position IS NULL OR source_offset >= s.position ORDER BY 1, 2 LIMIT 1"
             ).format(sql.Identifier(self.table.name), _SPANS),
             _spans(parts, span, positions),

@@ -22,6 +22,7 @@ from infra import versions
 from infra.broker import PartitionBatch
 from infra.checkpoints import Checkpoints, Claim, LogBounds, TopicPartition
 from infra.codec import Codec, Undecodable
+from infra.dead_letter_limit import NEVER_PCT, DeadLetterLimit
 from infra.dead_letters import envelope, reason_given
 from infra.postgres import Connection, Failure, classify, connect
 from infra.progress import Progress
@@ -94,6 +95,7 @@ class Runner:
     producer: Producer
     database_url: str
     progress: Progress
+    limit: DeadLetterLimit = field(default_factory=lambda: DeadLetterLimit("", NEVER_PCT))
     _owned: dict[TopicPartition, _Owned] = field(default_factory=dict)
     _loaded: dict[tuple[str, int], Any] = field(default_factory=dict)
     _connection: Connection | None = None
@@ -185,7 +187,8 @@ class Runner:
     def apply(self, prepared: Iterable[Prepared]) -> None:
         """Fold prepared batches into the state and produce what is emitted, without waiting for the broker.
 
-        An exception is a defect: the state is then in between, and the process must end without a checkpoint.
+        An exception is a defect (or `OverLimit`): the state is then in between, and the process must end
+        without a checkpoint. Nothing of the batch that raised it was produced.
         """
         for work in prepared:
             at = work.batch.at
@@ -197,6 +200,9 @@ class Runner:
             for in_force, records in work.segments:
                 usable = {kind: self._loaded[(kind, v)] for kind, v in in_force.items() if v}
                 self.logic.decide(owned.state, records, usable, out)
+            read, dead = len(work.batch.messages), len(work.refused) + len(out.dead)
+            self.limit.check(read, dead)
+            self.limit.count(read, dead)
             for topic, event in out.emitted:
                 self._produce(topic, event)
             by_offset = {m.offset(): m for m in work.batch.messages} if out.dead else {}

@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from datetime import UTC
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from infra.settings import Settings
 
 if TYPE_CHECKING:
+    from infra.trace import Followed, Origin, Traced
     from infra.verification import Report
 
 app = typer.Typer()
@@ -70,6 +72,105 @@ def verify(
         typer.echo(f"millrace: {report.pipeline}: {report.waiting:,} records are on their way", err=True)
     if late or not all(r.clean for r in reports):
         raise typer.Exit(1)
+
+
+@app.command()
+def trace(
+    row: Annotated[
+        str | None, typer.Option(help="TABLE:KEY, as card_ledger:e1 or truck_positions:event_id=e1.")
+    ] = None,
+    record: Annotated[str | None, typer.Option(help="TOPIC/PARTITION/OFFSET, to go the other way.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Trace a row back to its record, input and versions; or a record on to its rows and dead letters."""
+    from contextlib import closing
+
+    import psycopg
+
+    from infra.codec import Codec, RegistryUnavailable
+    from infra.postgres import connect
+    from infra.topic_log import LogUnreadable
+    from infra.trace import TraceError, Tracer
+    from schemas.pipelines import PIPELINES
+
+    if (row is None) == (record is None):
+        raise typer.BadParameter("give either --row TABLE:KEY or --record TOPIC/PARTITION/OFFSET")
+    settings = Settings.load()
+    try:
+        with (
+            connect(settings.database_url, "millrace-trace") as connection,
+            closing(Codec(settings.schema_registry_url)) as codec,
+        ):
+            tracer = Tracer(connection, codec, settings.kafka_bootstrap_servers, PIPELINES)
+            if row is not None:
+                rows = tracer.row(row)
+                typer.echo(_json(rows) if as_json else "\n\n".join(map(_traced, rows)))
+            elif record is not None:
+                followed = tracer.record(record)
+                typer.echo(_json(followed) if as_json else _followed(followed))
+    except psycopg.Error as error:
+        _fail(f"the database does not answer as it should ({error}); see `millrace status`")
+    except (TraceError, LogUnreadable, RegistryUnavailable) as error:
+        _fail(str(error))
+
+
+def _traced(found: Traced) -> str:
+    lines = [f"{found.table}: {_values(found.row)}"]
+    if found.record is None:
+        lines.append(f"  record     {found.place} (has left the log)")
+    else:
+        lines += _origin("record", found.record)
+    versions = [
+        f"{kind} {version}{f' ({found.published[kind]})' if kind in found.published else ''}"
+        for kind, version in found.versions.items()
+    ]
+    lines.append(
+        f"  decided    by {found.processor or 'no processor'}; versions: {', '.join(versions) or 'none'}"
+    )
+    if found.committed:
+        c = found.committed
+        lines.append(
+            f"  committed  {c['committed_at'].astimezone(UTC):%Y-%m-%d %H:%M:%SZ} by {c['consumer']}, epoch"
+            f" {c['epoch']}, with offsets {c['from_offset']} to {c['to_offset'] - 1}"
+        )
+    for origin in found.inputs:
+        lines += _origin("input", origin)
+    if not found.inputs:
+        lines.append("  input      not found on the input topics (or the row is the input's own)")
+    return "\n".join(lines)
+
+
+def _followed(found: Followed) -> str:
+    lines = _origin("record", found.record)
+    lines += [f"  row        {table}: {_values(row)}" for table, row in found.rows]
+    lines += [
+        f"  dead       by {letter['consumer']}: {letter['error_class']}, {letter['error']}"
+        for letter in found.dead_letters
+    ]
+    if not found.rows and not found.dead_letters:
+        lines.append("  no row names it, and no dead letter: on its way, a duplicate, or superseded")
+    return "\n".join(lines)
+
+
+def _origin(word: str, origin: Origin) -> list[str]:
+    schema = f"{origin.subject} version {origin.schema_version or 'unknown'} (schema id {origin.schema_id})"
+    identity = f"tenant {origin.tenant}, id {origin.event_id}" if origin.event_id else origin.undecodable
+    return [
+        f"  {word:<10} {origin.place}, appended {origin.append_time:%Y-%m-%d %H:%M:%S.%f}Z; {identity}",
+        f"  {'':<10} {schema}",
+    ]
+
+
+def _values(row: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in row.items())
+
+
+def _json(found: Any) -> str:
+    """As JSON; what JSON does not know (times, bytes) as text."""
+    from dataclasses import asdict
+
+    documents = [asdict(f) for f in found] if isinstance(found, list) else asdict(found)
+    return json.dumps(documents, indent=2, default=str)
 
 
 COLUMNS = ("in_sink", "duplicates", "dead_letters", "skipped", "decided", "waiting", "wrong", "expired")

@@ -159,7 +159,8 @@ def test_an_id_twice_is_named(bank: Bank) -> None:
     ledger = bank.accounts.ledger.name
     bank.execute(
         f"INSERT INTO {ledger} SELECT event_id, occurred_at + interval '1 second', account, amount_minor,"
-        f" balance_minor, limits_version, source_partition, source_offset FROM {ledger} WHERE event_id = 'e42'"
+        f" balance_minor, limits_version, source_partition, source_offset FROM {ledger}"
+        " WHERE event_id = 'e42'"
     )
     found = wrong(bank.verify())
     assert found[f"{ledger}.event_id"] == (1, f"id e42 stands in 2 rows of {ledger}")
@@ -185,8 +186,8 @@ def test_a_gap_and_an_overlap_of_range_records_are_named(bank: Bank) -> None:
     sink, topic = bank.accounts.pipeline.sink_name, bank.accounts.balances.name
     [(partition, first, end)] = bank.execute(
         "DELETE FROM range_records WHERE (consumer, topic, partition, from_offset) = ("
-        " SELECT consumer, topic, partition, from_offset FROM range_records WHERE consumer = %s AND topic = %s"
-        " ORDER BY records_total DESC LIMIT 1) RETURNING partition, from_offset, to_offset",
+        " SELECT consumer, topic, partition, from_offset FROM range_records"
+        " WHERE consumer = %s AND topic = %s ORDER BY records_total DESC LIMIT 1) RETURNING partition, from_offset, to_offset",
         sink,
         topic,
     )
@@ -209,8 +210,8 @@ def test_a_gap_and_an_overlap_of_range_records_are_named(bank: Bank) -> None:
 def test_range_records_and_log_must_name_the_same_ids(bank: Bank) -> None:
     """A range record whose sum of ids is not the log's own is named."""
     bank.execute(
-        "UPDATE range_records SET ids_hash = ids_hash # 1 WHERE consumer = %s AND topic = %s AND from_offset = 0"
-        " AND partition = (SELECT min(partition) FROM range_records WHERE consumer = %s AND topic = %s)",
+        "UPDATE range_records SET ids_hash = ids_hash # 1"
+        " WHERE consumer = %s AND topic = %s AND from_offset = 0 AND partition = (SELECT min(partition) FROM range_records WHERE consumer = %s AND topic = %s)",
         *(bank.accounts.pipeline.sink_name, bank.accounts.balances.name) * 2,
     )
     times, sentence = wrong(bank.verify())["range records"]
