@@ -62,7 +62,8 @@ class Standstill:
         for at, position in positions.items():
             end = ends.get(at, position)
             seen = self._seen.get(at)
-            if seen is None or excused or position != seen.position or end <= position:
+            # (Nor while nothing waits: only from the first record on that should have been read.)
+            if seen is None or excused or position != seen.position or seen.end <= position:
                 self._seen[at] = _Still(position, now, end)
             elif now - seen.since >= self._after_s and end > seen.end:
                 found.append(

@@ -131,9 +131,9 @@ class TableCheck:
             cursor.execute(self._empty)
         self.check.compared += len(found)
         for partition, offset, kind in found:
-            if kind is Kind.OWN:
+            if kind in (Kind.OWN, Kind.DIFFERS):
                 self._own.append(partition << _PARTITION_SHIFT | offset)
-            elif kind not in RIGHT:
+            if kind not in RIGHT:
                 place = Place(self.table.topic.name, partition, offset)
                 self.check.fails(
                     f"{place} {_SENTENCES[kind]} in {self.table.name}",

@@ -187,7 +187,8 @@ def test_a_gap_and_an_overlap_of_range_records_are_named(bank: Bank) -> None:
     [(partition, first, end)] = bank.execute(
         "DELETE FROM range_records WHERE (consumer, topic, partition, from_offset) = ("
         " SELECT consumer, topic, partition, from_offset FROM range_records"
-        " WHERE consumer = %s AND topic = %s ORDER BY records_total DESC LIMIT 1) RETURNING partition, from_offset, to_offset",
+        " WHERE consumer = %s AND topic = %s ORDER BY records_total DESC LIMIT 1)"
+        " RETURNING partition, from_offset, to_offset",
         sink,
         topic,
     )
@@ -211,7 +212,8 @@ def test_range_records_and_log_must_name_the_same_ids(bank: Bank) -> None:
     """A range record whose sum of ids is not the log's own is named."""
     bank.execute(
         "UPDATE range_records SET ids_hash = ids_hash # 1"
-        " WHERE consumer = %s AND topic = %s AND from_offset = 0 AND partition = (SELECT min(partition) FROM range_records WHERE consumer = %s AND topic = %s)",
+        " WHERE consumer = %s AND topic = %s AND from_offset = 0 AND partition ="
+        " (SELECT min(partition) FROM range_records WHERE consumer = %s AND topic = %s)",
         *(bank.accounts.pipeline.sink_name, bank.accounts.balances.name) * 2,
     )
     times, sentence = wrong(bank.verify())["range records"]
