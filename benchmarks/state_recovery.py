@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -25,6 +25,7 @@ from infra.settings import Settings
 from schemas.fraud import CARD_DECISIONS
 from streams.decide import KeyedState, State
 from streams.fraud.history import FraudState
+from streams.restore import restore
 
 AT = TopicPartition("benchmark", 0)
 
@@ -95,9 +96,8 @@ def timed(what: Callable[[], object]) -> float:
     return time.monotonic() - began
 
 
-def load(state: State, chunks: Iterator[bytes]) -> State:
-    for chunk in chunks:
-        state.load(chunk)
+def load(state: State, chunks: Iterable[bytes]) -> State:
+    restore(state, chunks)
     return state
 
 
@@ -114,6 +114,7 @@ def measure(connection: Connection, name: str, keys: int) -> bool:
     size = sum(map(len, chunks))
     fetch_s = timed(lambda: sum(len(c) for c in checkpoints.read_state(connection, AT)))
     decode_s = timed(lambda: load(empty(), iter(chunks)))
+    made.clear()
     found: list[State] = []
     recover_s = timed(lambda: found.append(load(empty(), checkpoints.read_state(connection, AT))))
     same = list(found[0].snapshot()) == chunks

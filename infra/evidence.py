@@ -10,7 +10,7 @@ import numpy.typing as npt
 from psycopg import sql
 
 from infra.checkpoints import TopicPartition
-from infra.codec import Codec, Event, Undecodable
+from infra.codec import Codec, Event, IsTick, Undecodable
 from infra.postgres import Connection
 from infra.standing import Letter, Standing, readers
 from infra.topic_log import partitions, read
@@ -204,6 +204,8 @@ def _read(
             try:
                 event = codec.decode(topic, message.value()).event
                 log.ids.append(identity(event["tenant"], event[topic.event_id], by_tenant=by_tenant))
+            except IsTick:
+                continue  # a declared skip
             except Undecodable:
                 log.ids.append(hash((topic.name, partition, offset)))
             for name, values in zip(fields, log.values, strict=True):

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 from infra.checkpoints import TopicPartition
 from infra.telemetry.health import Health
-from infra.telemetry.metrics import ASSIGNED_PARTITIONS, END_OFFSET, LAG_MS, LAG_RECORDS, POSITION
+from infra.telemetry.metrics import (
+    ASSIGNED_PARTITIONS,
+    END_OFFSET,
+    LAG_MS,
+    LAG_RECORDS,
+    POSITION,
+    WATERMARK_MS,
+)
 
 WAITING_SECONDS = 30.0
 """How long saying that one waits for a service holds."""
@@ -20,6 +27,7 @@ class _Place:
     position: int
     moved_at: float
     append_ms: int = 0
+    event_ms: int = 0
 
 
 class Progress:
@@ -55,7 +63,7 @@ class Progress:
         self._places.pop(at, None)
         self._health.forget(str(at))
         labels = (self._consumer, at.topic, str(at.partition))
-        for gauge in (POSITION, END_OFFSET, LAG_RECORDS, LAG_MS):
+        for gauge in (POSITION, END_OFFSET, LAG_RECORDS, LAG_MS, WATERMARK_MS):
             try:
                 gauge.remove(*labels)
             except KeyError:
@@ -70,6 +78,13 @@ class Progress:
         place.position = position
         place.moved_at = time.monotonic()
         place.append_ms = append_ms or place.append_ms
+
+    def reached(self, at: TopicPartition, event_ms: int) -> None:
+        """A batch holds events up to this event time (UTC); older ones than before change nothing."""
+        place = self._places.get(at)
+        if place is not None and event_ms > place.event_ms:
+            place.event_ms = event_ms
+            WATERMARK_MS.labels(self._consumer, at.topic, str(at.partition)).set(event_ms)
 
     def observe(self, ends: dict[TopicPartition, int]) -> None:
         """Compare positions with end offsets: set the gauges, and say which partition stands still."""

@@ -49,6 +49,8 @@ class Topic:
     retention_ms: int = 30 * DAY_MS
     schema_name: str | None = None
     """Name of the .avsc where it is not the topic's own."""
+    tick_ms: int | None = None
+    """How often each partition gets a tick (`schemas.platform`), for processors with timers."""
 
     def __post_init__(self) -> None:
         _require(
@@ -65,6 +67,13 @@ class Topic:
             "retention_ms",
             self.retention_ms,
             "use at least a day in milliseconds, or -1 for ever",
+        )
+        _require(
+            self.tick_ms is None or self.tick_ms >= 100,
+            f"Topic {self.name}",
+            "tick_ms",
+            self.tick_ms,
+            "use at least 100 milliseconds, or leave it out",
         )
         _require(
             self.schema_path.exists(),

@@ -15,7 +15,7 @@ from confluent_kafka import Message
 from psycopg import sql
 
 from infra.checkpoints import TopicPartition
-from infra.codec import Codec, Undecodable
+from infra.codec import Codec, IsTick, Undecodable
 from infra.evidence import OnTheWay, check_evidence, on_the_way
 from infra.log_span import Bound
 from infra.postgres import Connection, connect
@@ -168,6 +168,10 @@ class _Verification:
         try:
             event = self._codec.decode(topic, message.value()).event
             rows = [list(table.mapping.rows(event)) for table in tables]
+        except IsTick:
+            found.skipped += 1
+            reread.add(offset, 0, False)
+            return
         except (Undecodable, ValueError, OverflowError, TypeError, LookupError) as error:
             found.wrong += 1
             reread.add(offset, 0, False)

@@ -27,7 +27,7 @@ from psycopg import sql
 from infra import dead_letters
 from infra.broker import PartitionBatch
 from infra.checkpoints import Checkpoints, Claim, LogBounds, TopicPartition
-from infra.codec import Codec, Undecodable
+from infra.codec import Codec, IsTick, Undecodable
 from infra.dead_letter_limit import NEVER_PCT, DeadLetterLimit
 from infra.postgres import Connection, Failure, classify, connect
 from infra.progress import Progress
@@ -233,6 +233,8 @@ class Writer:
         for message in batch.messages:
             try:
                 decoded = self._codec.decode(topic, message.value())
+            except IsTick:
+                continue  # on a topic that a processor reads as well; no row tells of it
             except Undecodable as error:
                 if is_letter:
                     # Somebody's bytes on a dead letter topic: keep them, but do not breed letters of letters.
