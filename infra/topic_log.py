@@ -91,7 +91,11 @@ def read(
         heard = time.monotonic()
         while open_:
             messages = []
-            for message in consumer.consume(READ_RECORDS, 1.0):
+            # consume(n) waits for n records or the whole time-out: wait for one, then take what is there.
+            arrived = consumer.consume(1, 1.0)
+            if arrived:
+                arrived += consumer.consume(READ_RECORDS - 1, 0)
+            for message in arrived:
                 heard = time.monotonic()
                 at = TopicPartition(str(message.topic()), int(message.partition() or 0))
                 error, offset = message.error(), int(message.offset() or 0)
