@@ -289,7 +289,10 @@ def _refused_answers(
     others = {t.name: t for t in pipeline.topics if t.name not in (*inputs, topic.name)}
     found = []
     for name, value, tenant, input_id in connection.execute(
-        "SELECT topic, value, tenant, input_id FROM dead_letters WHERE pipeline = %s AND topic = ANY(%s)",
+        "SELECT topic, value, tenant, input_id FROM dead_letters AS letter"
+        " WHERE pipeline = %s AND topic = ANY(%s)"
+        # A redriven answer is on its topic again: stored by now, or refused anew as another letter.
+        " AND coalesce(to_jsonb(letter) ->> 'status', 'open') <> 'redriven'",
         (pipeline.name, list(others)),
     ):
         if topic.name in inputs:

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from confluent_kafka.admin import AdminClient, OffsetSpec
+from confluent_kafka.admin import AdminClient
 
 from infra.checkpoints import TopicPartition
-from infra.topic_log import list_offsets
+from infra.topic_log import at_time
 
 
 class BoundError(ValueError):
@@ -48,8 +48,8 @@ def stretch(
 
     Times are append times. Raises `infra.topic_log.LogUnreadable`.
     """
-    lower = _offsets(admin, starts, ends, first) if first else dict(starts)
-    upper = _offsets(admin, starts, ends, last) if last else dict(ends)
+    lower = _offsets(admin, starts, first) if first else dict(starts)
+    upper = _offsets(admin, starts, last) if last else dict(ends)
     found = {}
     for at, end in ends.items():
         begin = min(max(lower[at], starts[at]), end)
@@ -57,11 +57,7 @@ def stretch(
     return found
 
 
-def _offsets(
-    admin: AdminClient, starts: Iterable[TopicPartition], ends: Mapping[TopicPartition, int], bound: Bound
-) -> dict[TopicPartition, int]:
-    if bound.time_ms is None:
-        return dict.fromkeys(starts, bound.offset or 0)
-    found = list_offsets(admin, starts, OffsetSpec.for_timestamp(bound.time_ms))
-    # Nothing was appended at that time or later: it is the end.
-    return {at: ends[at] if offset < 0 else offset for at, offset in found.items()}
+def _offsets(admin: AdminClient, wanted: Iterable[TopicPartition], bound: Bound) -> dict[TopicPartition, int]:
+    if bound.time_ms is not None:
+        return at_time(admin, wanted, bound.time_ms)
+    return dict.fromkeys(wanted, bound.offset or 0)

@@ -63,7 +63,7 @@ class State(StrEnum):
     BACKOFF = "backoff"
     FENCED = "fenced"
     REFUSED = "refused"
-    OVER_LIMIT = "over limit"
+    OVER_LIMIT = "limit"
     STOPPED = "stopped"
 
 

@@ -19,6 +19,8 @@ from infra.checkpoints import TopicPartition
 from schemas.declare import Topic
 
 READ_RECORDS = 10_000
+NEW_TOPIC_SECONDS = 15.0
+_LEADERLESS = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 SILENCE_SECONDS = 30.0
 """Reading fails when a partition that has not ended yields nothing for this long."""
 
@@ -34,32 +36,52 @@ def partitions(topics: Iterable[Topic]) -> list[TopicPartition]:
 
 def starts(admin: AdminClient, wanted: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
     """The first offset that each partition still holds. Raises `LogUnreadable`."""
-    return list_offsets(admin, wanted, OffsetSpec.earliest())
+    return _list(admin, wanted, OffsetSpec.earliest())
 
 
 def ends(admin: AdminClient, wanted: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
     """The end offset of each partition. Raises `LogUnreadable`."""
-    return list_offsets(admin, wanted, OffsetSpec.latest())
+    return _list(admin, wanted, OffsetSpec.latest())
 
 
-def list_offsets(
+def at_time(
+    admin: AdminClient, wanted: Iterable[TopicPartition], append_ms: int
+) -> dict[TopicPartition, int]:
+    """The first offset appended at this time or later; the end where there is none.
+
+    Raises `LogUnreadable`.
+    """
+    asked = list(wanted)
+    end = ends(admin, asked)
+    found = _list(admin, asked, OffsetSpec.for_timestamp(append_ms))
+    return {at: offset if offset >= 0 else end[at] for at, offset in found.items()}
+
+
+def _list(
     admin: AdminClient, wanted: Iterable[TopicPartition], spec: OffsetSpec
 ) -> dict[TopicPartition, int]:
-    """What `spec` asks of each partition; -1 where there is no such offset. Raises `LogUnreadable`."""
     asked = {KafkaPartition(p.topic, p.partition): spec for p in wanted}
-    found = {}
-    try:
-        answers = admin.list_offsets(
-            asked, request_timeout=ADMIN_SECONDS, isolation_level=IsolationLevel.READ_COMMITTED
-        )
-        for at, future in answers.items():
-            info: Any = future.result()
-            found[TopicPartition(at.topic, at.partition)] = int(info.offset)
-    except KafkaException as error:
-        raise LogUnreadable(
-            f"the broker does not tell its offsets: {error}; see `millrace status`"
-        ) from error
-    return found
+    patient_until = time.monotonic() + NEW_TOPIC_SECONDS
+    while True:
+        found = {}
+        try:
+            answers = admin.list_offsets(
+                asked, request_timeout=ADMIN_SECONDS, isolation_level=IsolationLevel.READ_COMMITTED
+            )
+            for at, future in answers.items():
+                info: Any = future.result()
+                found[TopicPartition(at.topic, at.partition)] = int(info.offset)
+            return found
+        except KafkaException as error:
+            reason = error.args[0]
+            # A partition that was created just now has no leader yet.
+            leaderless = isinstance(reason, KafkaError) and reason.code() in _LEADERLESS
+            if leaderless and time.monotonic() < patient_until:
+                time.sleep(0.2)
+                continue
+            raise LogUnreadable(
+                f"the broker does not tell its offsets: {error}; see `millrace status`"
+            ) from error
 
 
 def read(

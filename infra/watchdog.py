@@ -108,7 +108,12 @@ class Watchdog:
 
     def _run(self) -> None:
         client = admin(self._bootstrap_servers)
+        looked = time.monotonic()
         while not self._closing.wait(self._after_s / LOOKS_PER_PERIOD):
+            # Not a process that was stopped and let go on (SIGSTOP, a machine put to sleep): its partitions
+            # may have another owner, and it shall find out that it is fenced, not be started against it.
+            was_asleep = time.monotonic() > looked + self._after_s / 2
+            looked = time.monotonic()
             stuck: list[str] = []
             for progress, standstill in self._watched:
                 positions = progress.positions()
@@ -117,7 +122,7 @@ class Watchdog:
                 except LogUnreadable:
                     continue  # without a broker nobody can move
                 now = time.monotonic()
-                stuck += standstill.look(now, positions, now_ends, excused=progress.is_waiting)
+                stuck += standstill.look(now, positions, now_ends, excused=was_asleep or progress.is_waiting)
             if stuck:
                 self._end(stuck)
                 return

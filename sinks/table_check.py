@@ -265,6 +265,8 @@ def _comparison(table: Table, stage: sql.Identifier) -> sql.Composed:
         ).format(new=new, old=old, earlier=earlier)
     return sql.SQL(
         "SELECT s.source_partition, s.source_offset, CASE WHEN t.source_offset IS NULL THEN 3"
+        # A replay's row, which stands for what its own run decided: `millrace replay diff` compares those.
+        " WHEN t.source_offset < 0 THEN 2"
         " WHEN t.source_partition = s.source_partition AND t.source_offset = s.source_offset"
         " THEN CASE WHEN {stored} IS NOT DISTINCT FROM {given} THEN 0 ELSE 4 END {otherwise} END"
         " FROM {stage} s LEFT JOIN {table} t ON {keys}"

@@ -58,6 +58,8 @@ def verify(
         rows = importlib.import_module(f"sinks.{one.name}").ROWS
         try:
             reports.append(run(settings, one, rows, begin, end, _tell))
+        except psycopg.errors.SerializationFailure as error:
+            _fail(f"the tables were exchanged meanwhile ({error}); run it again")
         except psycopg.Error as error:
             _fail(f"the database does not answer as it should ({error}); see `millrace status`")
         except (LogUnreadable, RegistryUnavailable) as error:
@@ -116,7 +118,11 @@ def trace(
 
 def _traced(found: Traced) -> str:
     lines = [f"{found.table}: {_values(found.row)}"]
-    if found.record is None:
+    if found.place.offset < 0:
+        lines.append(
+            f"  record     {-1 - found.place.offset} of a replay's own topic: `millrace replay list`"
+        )
+    elif found.record is None:
         lines.append(f"  record     {found.place} (has left the log)")
     else:
         lines += _origin("record", found.record)

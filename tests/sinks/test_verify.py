@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from infra.broker import admin
+from infra.broker import admin, producer
 from infra.codec import Codec
 from infra.log_span import Bound
 from infra.postgres import connect
@@ -259,6 +259,43 @@ def test_another_log_is_refused_before_anything_else(bank: Bank) -> None:
     report = bank.verify()
     times, sentence = wrong(report)["positions"]
     assert times == 1 and "stands at 999 in" in str(sentence) and len(report.checks) == 1
+
+
+def test_transactions_of_other_producers_are_declared_skips(bank: Bank) -> None:
+    """Markers and aborted records are offsets without a record; the committed ones are verified."""
+    deposits = bank.accounts.deposits
+    config = {"transactional.id": f"{deposits.name}-others"}
+    others = producer(bank.settings.kafka_bootstrap_servers, **config)
+    others.init_transactions(20)
+    for commit, events in ((True, range(7000, 7003)), (False, range(7100, 7102))):
+        others.begin_transaction()
+        for n in events:
+            others.produce(deposits.name, bank.codec.encode(deposits, deposit(n, "a")), "a")
+        others.flush(10)
+        others.commit_transaction(20) if commit else others.abort_transaction(20)
+    bank.run([])
+    report = bank.verify()
+    assert report.clean, list(report.problems())
+    assert of(report, deposits.name) == {"in_sink": 303, "duplicates": 20, "dead_letters": 6, "skipped": 4}
+
+
+def test_it_may_run_while_the_pipeline_works(bank: Bank) -> None:
+    """Looked at again and again under load: never anything wrong, and at the end everything in the sink."""
+    reports = []
+    with (
+        running_processor(bank.settings, bank.accounts) as errors,
+        running_sink(bank.settings, bank.accounts),
+    ):
+        for start in range(10_000, 30_000, 4_000):
+            events: list[dict[str, Any] | bytes] = [deposit(n) for n in range(start, start + 4_000)]
+            send(bank.settings, bank.codec, bank.accounts.deposits, events)
+            reports.append(bank.verify())
+        drained(bank.settings, bank.accounts, errors)
+    assert [list(r.problems()) for r in reports] == [[]] * 5
+    assert any(r.waiting for r in reports)
+    report = bank.verify()
+    assert report.clean and report.waiting == 0
+    assert of(report, bank.accounts.deposits.name)["in_sink"] == 20_300
 
 
 def decided(bank: Bank, errors: list[BaseException], seconds: float = 30) -> None:
