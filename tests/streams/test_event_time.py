@@ -220,8 +220,9 @@ SCRIPT = [
 ]
 
 
-def test_a_logic_with_ticks_is_told_apart(accounts: Accounts) -> None:
+def test_a_logic_with_ticks_is_told_apart() -> None:
     """The runtime hands ticks to a logic that has `tick`, and to no other."""
+    accounts = Accounts("ticked")
     assert isinstance(Silences(accounts.balances), TickedLogic)
     assert not isinstance(accounts.logic(), TickedLogic)
 
@@ -281,10 +282,9 @@ def test_a_tick_is_no_event(codec: Codec, accounts: Accounts) -> None:
         codec.decode(accounts.deposits, data + b"!")
 
 
-def test_batches_cut_anywhere_around_ticks_give_the_same(
-    accounts: Accounts,
-) -> None:
+def test_batches_cut_anywhere_around_ticks_give_the_same() -> None:
     """The same log one by one, in twos, or at once: the same outputs."""
+    accounts = Accounts("ticked")
 
     def play_in(size: int) -> list[Any]:
         logic = Silences(accounts.balances)
