@@ -116,11 +116,13 @@ def measure(connection: Connection, name: str, keys: int) -> bool:
     decode_s = timed(lambda: load(empty(), iter(chunks)))
     made.clear()
     found: list[State] = []
+    busy_before = time.process_time()
     recover_s = timed(lambda: found.append(load(empty(), checkpoints.read_state(connection, AT))))
+    busy_s = time.process_time() - busy_before
     same = list(found[0].snapshot()) == chunks
     print(
         f"{name:<9} {keys:>9,} keys {size / 1e6:>7.1f} MB in {len(chunks)} chunks:"
-        f" recover {recover_s:.2f} s ({keys / recover_s:,.0f} keys/s);"
+        f" recover {recover_s:.2f} s, {busy_s:.2f} s of them busy ({keys / recover_s:,.0f} keys/s);"
         f" fetch {fetch_s / recover_s:.0%}, decode {decode_s / recover_s:.0%} of it;"
         f" deciding anew takes {fold_s / recover_s:.1f} times as long, storing {store_s / recover_s:.1f};"
         f" {'the same state came back' if same else 'ANOTHER STATE CAME BACK'}"
