@@ -1,4 +1,4 @@
-"""`python -m connectors gateway` serves HTTP; `python -m connectors mqtt` bridges the MQTT broker."""
+"""`python -m connectors gateway` serves HTTP, `mqtt` bridges the MQTT broker, `ticks` tells the time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ def main(arguments: list[str]) -> int:
             # By name, so that the gateway runs without the fleet's MQTT client.
             importlib.import_module("connectors.fleet.mqtt").main()
             return 0
-    sys.stderr.write("use `python -m connectors gateway` or `python -m connectors mqtt`\n")
+        case ["ticks"]:
+            importlib.import_module("connectors.ticks").main()
+            return 0
+    sys.stderr.write("use `python -m connectors gateway`, `mqtt` or `ticks`\n")
     return 2
 
 

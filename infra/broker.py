@@ -47,7 +47,8 @@ class TopicSpec:
 
 
 def admin(bootstrap_servers: str) -> AdminClient:
-    return AdminClient({"bootstrap.servers": bootstrap_servers, "socket.timeout.ms": 10_000})
+    # Without the notices of level 6, as of each client that is closed: they go to stderr as they are.
+    return AdminClient({"bootstrap.servers": bootstrap_servers, "socket.timeout.ms": 10_000, "log_level": 5})
 
 
 def ensure_topics(bootstrap_servers: str, specs: Iterable[TopicSpec]) -> list[str]:

@@ -19,6 +19,7 @@ from confluent_kafka.schema_registry.error import SchemaRegistryError
 from fastavro.schema import SchemaParseException
 
 from schemas.declare import Topic
+from schemas.platform import TICK
 
 Event = dict[str, Any]
 
@@ -34,6 +35,14 @@ class Undecodable(ValueError):
         super().__init__(reason)
         self.reason = reason
         self.schema_id = schema_id
+
+
+class IsTick(Undecodable):
+    """No event of the topic, but a tick among them: a record that says how far event time has come."""
+
+    def __init__(self, schema_id: int, event: Event) -> None:
+        super().__init__("the record is a tick", schema_id)
+        self.event = event
 
 
 class Unencodable(ValueError):
@@ -79,6 +88,7 @@ class Codec:
         self._readers: dict[str, Any] = {}
         self._writer_ids: dict[str, int] = {}
         self._writers: dict[tuple[str, int], Any] = {}
+        self._tick_ids: set[int] = set()
         self._refused: dict[tuple[str, int], tuple[float, str]] = {}
 
     def close(self) -> None:
@@ -119,7 +129,7 @@ class Codec:
         return out.getvalue()
 
     def decode(self, topic: Topic, data: bytes | None) -> Decoded:
-        """The event in `data`. Raises `Undecodable`, for a new id `RegistryUnavailable`."""
+        """The event in `data`. Raises `Undecodable` (or `IsTick`), for a new id `RegistryUnavailable`."""
         if data is None:
             raise Undecodable("the record has no value (a tombstone); this topic's records are events")
         if len(data) < _HEADER.size or data[0] != MAGIC:
@@ -133,7 +143,8 @@ class Codec:
         body = io.BytesIO(data)
         body.seek(_HEADER.size)
         try:
-            event: Event = fastavro.schemaless_reader(body, writer, self._reader(topic))  # type: ignore[assignment]
+            reader = self._reader(TICK if schema_id in self._tick_ids else topic)
+            event: Event = fastavro.schemaless_reader(body, writer, reader)  # type: ignore[assignment]
         except MemoryError:
             raise
         except Exception as error:  # whatever the decoder raises is a function of the bytes alone
@@ -145,7 +156,27 @@ class Codec:
             raise Undecodable(
                 f"{len(data) - body.tell()} bytes follow the event; send one event a record", schema_id
             )
+        if schema_id in self._tick_ids and topic is not TICK:
+            raise IsTick(schema_id, event)
         return Decoded(schema_id, event)
+
+    def version(self, topic: Topic, schema_id: int) -> int | None:
+        """The number of a schema among its topic's versions; None where it is not registered there.
+
+        Raises `RegistryUnavailable`.
+        """
+        try:
+            found = self._client.lookup_schema(
+                topic.subject, self._client.get_schema(schema_id), deleted=True
+            )
+        except SchemaRegistryError as error:
+            if error.http_status_code == 404:
+                return None
+            raise RegistryUnavailable(str(error)) from error
+        except Exception as error:  # of whichever HTTP library the client found
+            raise RegistryUnavailable(str(error)) from error
+        version: int | None = found.version
+        return version
 
     def _reader(self, topic: Topic) -> Any:
         schema = self._readers.get(topic.name)
@@ -186,7 +217,9 @@ class Codec:
             raise RegistryUnavailable(str(error)) from error
         schema = json.loads(text)
         name = full_name(schema) if isinstance(schema, dict) and "name" in schema else str(schema)
-        if name != full_name(topic.schema):
+        if name == full_name(TICK.schema):
+            self._tick_ids.add(schema_id)
+        elif name != full_name(topic.schema):
             return self._refuse(
                 topic,
                 schema_id,

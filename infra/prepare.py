@@ -20,6 +20,7 @@ from infra.postgres import MigrationError, let_reader_in, migrate
 from infra.services.credentials import ensure_secret
 from infra.settings import Settings
 from schemas.declare import Pipelines
+from schemas.platform import TICK
 
 FIRST_MODELS = (sys.executable, "-m", "infra.cli", "models", "ensure")
 """A program of its own: it imports layers above this one."""
@@ -35,6 +36,7 @@ def prepare(settings: Settings, pipelines: Pipelines, progress: Callable[[str], 
     Raises `PrepareError`; what was done stays done, and calling again goes on from there.
     """
     topics = [t for p in pipelines for declared in p.topics for t in (declared, declared.dlq)]
+    ticks = [TICK] if any(t.tick_ms is not None for t in topics) else []
     try:
         created = ensure_topics(settings.kafka_bootstrap_servers, map(TopicSpec.of, topics))
     except TopicMismatch as error:
@@ -44,7 +46,7 @@ def prepare(settings: Settings, pipelines: Pipelines, progress: Callable[[str], 
     progress(f"topics: {len(created)} created, {len(topics) - len(created)} there already")
 
     with closing(Codec(settings.schema_registry_url)) as codec:
-        for topic in topics:
+        for topic in (*topics, *ticks):
             try:
                 codec.register(topic)
             except SchemaRegistryError as error:
@@ -56,7 +58,7 @@ def prepare(settings: Settings, pipelines: Pipelines, progress: Callable[[str], 
                 raise PrepareError(
                     f"the registry does not answer: {error}; look at `millrace status`"
                 ) from error
-    progress(f"schemas: {len(topics)} registered")
+    progress(f"schemas: {len(topics) + len(ticks)} registered")
 
     try:
         applied = migrate(settings.database_url)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from infra import exit_codes
 from infra.checkpoints import Fenced, PositionRefused
+from infra.dead_letter_limit import OverLimit
 from infra.settings import Settings
 from infra.telemetry import logs
 from infra.telemetry.health import Health, serve_if_asked
@@ -20,7 +21,8 @@ log = logging.getLogger(__name__)
 def run(role: str, pipeline: str, main: Callable[[Settings, Health], None]) -> None:
     """Run `main` as a process of this role and exit. Never returns.
 
-    Exit codes: 0 after a clean end, 3 fenced, 4 position refused (both: do not restart), 1 anything else.
+    Exit codes: 0 after a clean end, 3 fenced, 4 position refused, 5 over the dead letter limit (these: do
+    not restart), 1 anything else. (6 is the watchdog's.)
     """
     settings = Settings.load()
     logs.configure(role, pipeline, settings.text("log_level"))
@@ -29,7 +31,7 @@ def run(role: str, pipeline: str, main: Callable[[Settings, Health], None]) -> N
     code = 0
     try:
         main(settings, health)
-    except (Fenced, PositionRefused) as error:
+    except (Fenced, PositionRefused, OverLimit) as error:
         log.critical(str(error), extra={"exit_code": error.exit_code})
         code = error.exit_code
     except Exception:

@@ -7,8 +7,17 @@ from dataclasses import dataclass
 
 from infra.checkpoints import TopicPartition
 from infra.telemetry.health import Health
-from infra.telemetry.metrics import ASSIGNED_PARTITIONS, END_OFFSET, LAG_MS, LAG_RECORDS, POSITION
+from infra.telemetry.metrics import (
+    ASSIGNED_PARTITIONS,
+    END_OFFSET,
+    LAG_MS,
+    LAG_RECORDS,
+    POSITION,
+    WATERMARK_MS,
+)
 
+WAITING_SECONDS = 30.0
+"""How long saying that one waits for a service holds."""
 STILL_SECONDS = 15.0
 """A partition with lag whose position has not moved for this long makes the process not ready."""
 
@@ -18,6 +27,7 @@ class _Place:
     position: int
     moved_at: float
     append_ms: int = 0
+    event_ms: int = 0
 
 
 class Progress:
@@ -28,6 +38,20 @@ class Progress:
         self._topics = topics
         self._health = health
         self._places: dict[TopicPartition, _Place] = {}
+        self._waits_until = 0.0
+
+    def positions(self) -> dict[TopicPartition, int]:
+        """Where each partition stands; safe to call from another thread."""
+        return {at: place.position for at, place in self._places.copy().items()}
+
+    def waits(self, seconds: float) -> None:
+        """The consumer waits for a service for so long, and knows it: nothing is stuck."""
+        self._waits_until = time.monotonic() + seconds + WAITING_SECONDS
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the consumer has said lately that it waits; safe to call from another thread."""
+        return time.monotonic() < self._waits_until
 
     def taken(self, at: TopicPartition, position: int) -> None:
         """The partition was assigned and is read from `position`."""
@@ -39,7 +63,7 @@ class Progress:
         self._places.pop(at, None)
         self._health.forget(str(at))
         labels = (self._consumer, at.topic, str(at.partition))
-        for gauge in (POSITION, END_OFFSET, LAG_RECORDS, LAG_MS):
+        for gauge in (POSITION, END_OFFSET, LAG_RECORDS, LAG_MS, WATERMARK_MS):
             try:
                 gauge.remove(*labels)
             except KeyError:
@@ -54,6 +78,13 @@ class Progress:
         place.position = position
         place.moved_at = time.monotonic()
         place.append_ms = append_ms or place.append_ms
+
+    def reached(self, at: TopicPartition, event_ms: int) -> None:
+        """A batch holds events up to this event time (UTC); older ones than before change nothing."""
+        place = self._places.get(at)
+        if place is not None and event_ms > place.event_ms:
+            place.event_ms = event_ms
+            WATERMARK_MS.labels(self._consumer, at.topic, str(at.partition)).set(event_ms)
 
     def observe(self, ends: dict[TopicPartition, int]) -> None:
         """Compare positions with end offsets: set the gauges, and say which partition stands still."""

@@ -18,7 +18,7 @@ from psycopg import sql
 
 from infra.broker import admin
 from infra.checkpoints import TopicPartition
-from infra.codec import Codec, Undecodable
+from infra.codec import Codec, IsTick, Undecodable
 from infra.postgres import Connection, connect
 from infra.settings import Settings
 from infra.topic_log import ends, partitions, read, starts
@@ -145,6 +145,8 @@ def _read_ids(
             try:
                 event = codec.decode(topic, message.value()).event
                 ids.append(_identity(event["tenant"], event[topic.event_id], by_tenant=by_tenant))
+            except IsTick:
+                continue  # nobody's event
             except Undecodable:
                 ids.append(hash((topic.name, partition, offset)))
             parts.append(partition)

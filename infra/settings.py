@@ -127,6 +127,18 @@ SETTINGS: dict[str, Setting] = {
         lambda s: "0",
         "Tells the workers of one processor or sink apart; unique among them.",
     ),
+    "dead_letter_limit_pct": Setting(
+        "MILLRACE_DEAD_LETTER_LIMIT_PCT",
+        lambda s: "50",
+        "A processor or sink stops once more than this share (per cent) of its last 1000 records became dead"
+        " letters; 100: never.",
+    ),
+    "watchdog_s": Setting(
+        "MILLRACE_WATCHDOG_S",
+        lambda s: "150",
+        "A processor or sink ends, to be started again, when a position has stood still for so many seconds"
+        " while its lag grew; 0: never. Longer than a batch may take (120 s).",
+    ),
     "batch_records": Setting("MILLRACE_BATCH_RECORDS", lambda s: "4096", "Most records in one batch."),
 }
 

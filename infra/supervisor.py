@@ -63,10 +63,15 @@ class State(StrEnum):
     BACKOFF = "backoff"
     FENCED = "fenced"
     REFUSED = "refused"
+    OVER_LIMIT = "limit"
     STOPPED = "stopped"
 
 
-RESTING = {exit_codes.FENCED: State.FENCED, exit_codes.POSITION: State.REFUSED}
+RESTING = {
+    exit_codes.FENCED: State.FENCED,
+    exit_codes.POSITION: State.REFUSED,
+    exit_codes.OVER_LIMIT: State.OVER_LIMIT,
+}
 """Exit codes after which a process is not started again, until `millrace up` asks for it."""
 
 
@@ -102,6 +107,8 @@ def specs(settings: Settings, pipelines: Pipelines, *, native: bool) -> tuple[Pr
     wanted += [("processor", p.name, ("streams", p.name), None) for p in pipelines if p.processors]
     wanted.append(("connector", "gateway", ("connectors", "gateway"), _port_of(settings.gateway_url)))
     wanted.append(("connector", "mqtt", ("connectors", "mqtt"), None))
+    if any(t.tick_ms is not None for p in pipelines for t in p.topics):
+        wanted.append(("connector", "ticks", ("connectors", "ticks"), None))
     wanted.append(("api", "all", ("api",), _port_of(settings.api_url)))
     return tuple(
         ProcessSpec(

@@ -19,6 +19,8 @@ from infra.checkpoints import TopicPartition
 from schemas.declare import Topic
 
 READ_RECORDS = 10_000
+NEW_TOPIC_SECONDS = 15.0
+_LEADERLESS = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 SILENCE_SECONDS = 30.0
 """Reading fails when a partition that has not ended yields nothing for this long."""
 
@@ -42,23 +44,44 @@ def ends(admin: AdminClient, wanted: Iterable[TopicPartition]) -> dict[TopicPart
     return _list(admin, wanted, OffsetSpec.latest())
 
 
+def at_time(
+    admin: AdminClient, wanted: Iterable[TopicPartition], append_ms: int
+) -> dict[TopicPartition, int]:
+    """The first offset appended at this time or later; the end where there is none.
+
+    Raises `LogUnreadable`.
+    """
+    asked = list(wanted)
+    end = ends(admin, asked)
+    found = _list(admin, asked, OffsetSpec.for_timestamp(append_ms))
+    return {at: offset if offset >= 0 else end[at] for at, offset in found.items()}
+
+
 def _list(
     admin: AdminClient, wanted: Iterable[TopicPartition], spec: OffsetSpec
 ) -> dict[TopicPartition, int]:
     asked = {KafkaPartition(p.topic, p.partition): spec for p in wanted}
-    found = {}
-    try:
-        answers = admin.list_offsets(
-            asked, request_timeout=ADMIN_SECONDS, isolation_level=IsolationLevel.READ_COMMITTED
-        )
-        for at, future in answers.items():
-            info: Any = future.result()
-            found[TopicPartition(at.topic, at.partition)] = int(info.offset)
-    except KafkaException as error:
-        raise LogUnreadable(
-            f"the broker does not tell its offsets: {error}; see `millrace status`"
-        ) from error
-    return found
+    patient_until = time.monotonic() + NEW_TOPIC_SECONDS
+    while True:
+        found = {}
+        try:
+            answers = admin.list_offsets(
+                asked, request_timeout=ADMIN_SECONDS, isolation_level=IsolationLevel.READ_COMMITTED
+            )
+            for at, future in answers.items():
+                info: Any = future.result()
+                found[TopicPartition(at.topic, at.partition)] = int(info.offset)
+            return found
+        except KafkaException as error:
+            reason = error.args[0]
+            # A partition that was created just now has no leader yet.
+            leaderless = isinstance(reason, KafkaError) and reason.code() in _LEADERLESS
+            if leaderless and time.monotonic() < patient_until:
+                time.sleep(0.2)
+                continue
+            raise LogUnreadable(
+                f"the broker does not tell its offsets: {error}; see `millrace status`"
+            ) from error
 
 
 def read(
@@ -90,7 +113,11 @@ def read(
         heard = time.monotonic()
         while open_:
             messages = []
-            for message in consumer.consume(READ_RECORDS, 1.0):
+            # consume(n) waits for n records or the whole time-out: wait for one, then take what is there.
+            arrived = consumer.consume(1, 1.0)
+            if arrived:
+                arrived += consumer.consume(READ_RECORDS - 1, 0)
+            for message in arrived:
                 heard = time.monotonic()
                 at = TopicPartition(str(message.topic()), int(message.partition() or 0))
                 error, offset = message.error(), int(message.offset() or 0)

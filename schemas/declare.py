@@ -49,6 +49,8 @@ class Topic:
     retention_ms: int = 30 * DAY_MS
     schema_name: str | None = None
     """Name of the .avsc where it is not the topic's own."""
+    tick_ms: int | None = None
+    """How often each partition gets a tick (`schemas.platform`), for processors with timers."""
 
     def __post_init__(self) -> None:
         _require(
@@ -65,6 +67,13 @@ class Topic:
             "retention_ms",
             self.retention_ms,
             "use at least a day in milliseconds, or -1 for ever",
+        )
+        _require(
+            self.tick_ms is None or self.tick_ms >= 100,
+            f"Topic {self.name}",
+            "tick_ms",
+            self.tick_ms,
+            "use at least 100 milliseconds, or leave it out",
         )
         _require(
             self.schema_path.exists(),
@@ -221,11 +230,45 @@ class Processor:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """Where the distinct input event ids of `topic` are found again in the sink, for reconciling."""
+    """Where the distinct event ids of `topic` are found again in the sink, for reconciling and verifying.
+
+    `only` narrows the rows to those whose column has a value, where a column carries ids of several topics.
+    `once` says that an id stands in one row. `sums` pairs whole numbers of the event with the columns that
+    carry them on: value by value they are the same, so their sums are conserved.
+    """
 
     topic: Topic
     table: str
     column: str
+    only: tuple[str, str] | None = None
+    once: bool = True
+    sums: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        owner = f"Evidence of {self.topic.name}"
+        for field_name, _ in self.sums:
+            _require(
+                field_name in self.topic.fields, owner, "sums", field_name, "name one of the event's fields"
+            )
+        _require(
+            self.once or not self.sums,
+            owner,
+            "sums",
+            self.sums,
+            "leave them out: where an id has several rows, none of them carries its value",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Invariant:
+    """A view of the database that is empty as long as the pipeline's sums are conserved.
+
+    `settled`: only when nothing is under way, as it compares tables that different records fill.
+    """
+
+    view: str
+    about: str
+    settled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +281,7 @@ class Pipeline:
     processors: tuple[Processor, ...]
     tables: tuple[Table, ...]
     evidence: tuple[Evidence, ...]
+    invariants: tuple[Invariant, ...] = ()
 
     def __post_init__(self) -> None:
         owner = f"Pipeline {self.name}"
@@ -262,6 +306,14 @@ class Pipeline:
                 f"{e.table}.{e.column}",
                 "name a declared table and one of its columns",
             )
+            for column in (*(c for _, c in e.sums), *((e.only[0],) if e.only else ())):
+                _require(
+                    column in tables[e.table].columns,
+                    owner,
+                    "evidence",
+                    f"{e.table}.{column}",
+                    "name one of the table's columns",
+                )
         _require(
             {e.topic.name for e in self.evidence} >= {t.name for t in self.inputs},
             owner,

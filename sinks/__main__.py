@@ -8,6 +8,7 @@ import sys
 from infra import process
 from infra.settings import Settings
 from infra.telemetry.health import Health
+from infra.watchdog import Watchdog
 from schemas.pipelines import PIPELINES
 from sinks.runtime import Sink
 
@@ -17,7 +18,9 @@ def main(settings: Settings, health: Health) -> None:
     rows = importlib.import_module(f"sinks.{pipeline.name}").ROWS
     sink = Sink(settings, pipeline, rows, health, settings.text("instance"))
     process.on_termination(sink.ending.set)
+    watched = Watchdog(settings.kafka_bootstrap_servers, [sink.progress], settings.number("watchdog_s"))
     sink.run()
+    watched.close()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import time
 
 from infra.broker import PartitionBatch, Source, producer
 from infra.codec import Codec, RegistryUnavailable
+from infra.dead_letter_limit import DeadLetterLimit
 from infra.progress import Progress
 from infra.settings import Settings
 from infra.telemetry.health import Health
@@ -46,6 +47,7 @@ class Sink:
             producer(settings.kafka_bootstrap_servers),
             settings.database_url,
             self.progress,
+            DeadLetterLimit(pipeline.sink_name, settings.number("dead_letter_limit_pct")),
         )
         self._source = Source(
             settings.kafka_bootstrap_servers,
@@ -78,6 +80,7 @@ class Sink:
                         "waiting for a service",
                         extra={"consumer": self.writer.name, "reason": str(error), "seconds": wait},
                     )
+                    self.progress.waits(wait)
                     self._source.rewind(batches)
                     self._source.idle(wait)
                 if time.monotonic() - observed >= OBSERVE_SECONDS:

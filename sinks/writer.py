@@ -27,7 +27,8 @@ from psycopg import sql
 from infra import dead_letters
 from infra.broker import PartitionBatch
 from infra.checkpoints import Checkpoints, Claim, LogBounds, TopicPartition
-from infra.codec import Codec, Undecodable
+from infra.codec import Codec, IsTick, Undecodable
+from infra.dead_letter_limit import NEVER_PCT, DeadLetterLimit
 from infra.postgres import Connection, Failure, classify, connect
 from infra.progress import Progress
 from infra.telemetry.metrics import (
@@ -102,7 +103,9 @@ class Written:
     positions: dict[TopicPartition, int]
     records: int
     dead: int
+    """All that were refused, by the database (`refused`) or before it was asked."""
     duplicates: int
+    refused: int = 0
 
 
 def id_hash(event_id: str) -> int:
@@ -121,6 +124,7 @@ class Writer:
         producer: Producer,
         database_url: str,
         progress: Progress,
+        limit: DeadLetterLimit | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.name = pipeline.sink_name
@@ -137,6 +141,7 @@ class Writer:
         self._producer = producer
         self._database_url = database_url
         self._progress = progress
+        self._limit = limit or DeadLetterLimit(pipeline.sink_name, NEVER_PCT)
         self._connection: Connection | None = None
         self._targets: list[_Target] = []
         self._epochs: dict[TopicPartition, int] = {}
@@ -198,6 +203,7 @@ class Writer:
             self._ensure_partitions(connection, items)
             with connection.transaction(), connection.cursor() as cursor:
                 written = self._commit(connection, cursor, batches, items, letters, own)
+        self._limit.count(written.records + written.dead - written.refused, written.dead)
         self._positions.update(written.positions)
         for at, position in written.positions.items():
             last = next(b for b in batches if b.at == at)
@@ -225,6 +231,8 @@ class Writer:
         for message in batch.messages:
             try:
                 decoded = self._codec.decode(topic, message.value())
+            except IsTick:
+                continue  # on a topic that a processor reads as well; no row tells of it
             except Undecodable as error:
                 if is_letter:
                     # Somebody's bytes on a dead letter topic: keep them, but do not breed letters of letters.
@@ -279,6 +287,8 @@ class Writer:
                 refusal.column,
             )
             own.append(letter)
+        # Before the letters are published: what is refused now might land once the cause is mended.
+        self._limit.check(len(items) + len(own) - len(refused), len(own))
         if own:
             self._mirror(own)
         self._store_letters(cursor, [*letters, *own])
@@ -311,6 +321,7 @@ class Writer:
             len(items),
             len(own),
             sum(duplicates.values()),
+            len(refused),
         )
 
     # Rows

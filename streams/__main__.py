@@ -10,6 +10,7 @@ import sys
 from infra import process
 from infra.settings import Settings
 from infra.telemetry.health import Health
+from infra.watchdog import Watchdog
 from schemas.pipelines import PIPELINES
 from streams.runtime import Worker
 
@@ -22,7 +23,10 @@ def main(settings: Settings, health: Health) -> None:
         ending = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, ending.set)
-        await Worker(settings, pipeline, logics, health, settings.text("instance")).run(ending)
+        worker = Worker(settings, pipeline, logics, health, settings.text("instance"))
+        watched = Watchdog(settings.kafka_bootstrap_servers, worker.progresses, settings.number("watchdog_s"))
+        await worker.run(ending)
+        watched.close()
 
     asyncio.run(run())
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from itertools import groupby
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
 from schemas.declare import Topic
+from schemas.platform import TICK
 
 Event = dict[str, Any]
 """A decoded value: timestamps are integers in the schema's unit (UTC), never datetimes."""
@@ -23,13 +25,17 @@ T = TypeVar("T")
 
 @dataclass(slots=True, frozen=True)
 class Record:
-    """One decoded record with its place in the log. `append_ms` is the broker's append time, UTC."""
+    """One decoded record with its place in the log. `append_ms` is the broker's append time, UTC.
+
+    `is_tick`: the event is a tick (`schemas.platform`), which only `TickedLogic.tick` gets to see.
+    """
 
     topic: str
     partition: int
     offset: int
     append_ms: int
     event: Event
+    is_tick: bool = False
 
 
 @dataclass(slots=True)
@@ -139,6 +145,7 @@ Versions = Mapping[str, Any]
 """What is in force, by kind ('rules', 'fences', 'model', ...): the values that `Logic.load_version` made."""
 
 S = TypeVar("S", bound=State)
+S_contra = TypeVar("S_contra", bound=State, contravariant=True)
 
 
 class Logic(Protocol[S]):
@@ -164,4 +171,31 @@ class Logic(Protocol[S]):
         ...
 
 
+@runtime_checkable
+class TickedLogic(Protocol[S_contra]):
+    """A `Logic` that also answers ticks, between the records before and after them in the log.
+
+    A processor without it passes ticks over.
+    """
+
+    def tick(self, state: S_contra, now_ms: int, record: Record, versions: Versions, out: Outcomes) -> None:
+        """Act on what is due at `now_ms`, the tick's event time. Pure, as `Logic.decide`."""
+        ...
+
+
 LogicFactory = Callable[[], Logic[Any]]
+
+
+def decide_in_order(
+    logic: Any, state: Any, records: Sequence[Record], versions: Versions, out: Outcomes
+) -> None:
+    """Hand records and ticks to a `Logic` in log order; one that is no `TickedLogic` sees no tick."""
+    if not any(r.is_tick for r in records):
+        logic.decide(state, records, versions, out)
+        return
+    for is_tick, some in groupby(records, key=lambda r: r.is_tick):
+        if not is_tick:
+            logic.decide(state, list(some), versions, out)
+        elif isinstance(logic, TickedLogic):
+            for record in some:
+                logic.tick(state, record.event[TICK.event_time], record, versions, out)

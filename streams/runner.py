@@ -21,7 +21,8 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from infra import versions
 from infra.broker import PartitionBatch
 from infra.checkpoints import Checkpoints, Claim, LogBounds, TopicPartition
-from infra.codec import Codec, Undecodable
+from infra.codec import Codec, IsTick, Undecodable
+from infra.dead_letter_limit import NEVER_PCT, DeadLetterLimit
 from infra.dead_letters import envelope, reason_given
 from infra.postgres import Connection, Failure, classify, connect
 from infra.progress import Progress
@@ -34,7 +35,9 @@ from infra.telemetry.metrics import (
     RECORDS_PRODUCED,
 )
 from schemas.declare import Pipeline, Processor, Topic
-from streams.decide import Event, Logic, Outcomes, Record
+from schemas.platform import TICK
+from streams.decide import Event, Logic, Outcomes, Record, decide_in_order
+from streams.restore import restore
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +62,8 @@ class Prepared:
     segments: list[tuple[dict[str, int], list[Record]]]
     refused: list[Event]
     append_ms: int
+    newest_ms: int
+    """The newest event time among them; 0 without any."""
 
 
 @dataclass(slots=True)
@@ -94,6 +99,7 @@ class Runner:
     producer: Producer
     database_url: str
     progress: Progress
+    limit: DeadLetterLimit = field(default_factory=lambda: DeadLetterLimit("", NEVER_PCT))
     _owned: dict[TopicPartition, _Owned] = field(default_factory=dict)
     _loaded: dict[tuple[str, int], Any] = field(default_factory=dict)
     _connection: Connection | None = None
@@ -121,10 +127,7 @@ class Runner:
             for at, claim in claims.items():
                 started = time.monotonic()
                 state = self.logic.new_state()
-                size = 0
-                for chunk in self.checkpoints.read_state(connection, at):
-                    state.load(chunk)
-                    size += len(chunk)
+                size = restore(state, self.checkpoints.read_state(connection, at))
                 self._owned[at] = _Owned(
                     epoch=claim.epoch,
                     state=state,
@@ -176,15 +179,17 @@ class Runner:
             owned = self._owned.get(batch.at)
             if owned is None or batch.epoch != owned.epoch:
                 continue
-            records, refused = self._decode(batch)
+            records, refused, newest_ms = self._decode(batch)
             append_ms = batch.messages[-1].timestamp()[1] if batch.messages else 0
-            prepared.append(Prepared(batch, self._cut(batch.at, owned, records), refused, append_ms))
+            segments = self._cut(batch.at, owned, records)
+            prepared.append(Prepared(batch, segments, refused, append_ms, newest_ms))
         return prepared
 
     def apply(self, prepared: Iterable[Prepared]) -> None:
         """Fold prepared batches into the state and produce what is emitted, without waiting for the broker.
 
-        An exception is a defect: the state is then in between, and the process must end without a checkpoint.
+        An exception is a defect (or `OverLimit`): the state is then in between, and the process must end
+        without a checkpoint. Nothing of the batch that raised it was produced.
         """
         for work in prepared:
             at = work.batch.at
@@ -195,7 +200,10 @@ class Runner:
             out = Outcomes()
             for in_force, records in work.segments:
                 usable = {kind: self._loaded[(kind, v)] for kind, v in in_force.items() if v}
-                self.logic.decide(owned.state, records, usable, out)
+                decide_in_order(self.logic, owned.state, records, usable, out)
+            read, dead = len(work.batch.messages), len(work.refused) + len(out.dead)
+            self.limit.check(read, dead)
+            self.limit.count(read, dead)
             for topic, event in out.emitted:
                 self._produce(topic, event)
             by_offset = {m.offset(): m for m in work.batch.messages} if out.dead else {}
@@ -209,6 +217,7 @@ class Runner:
                 self._produce(source.dlq, event)
             owned.applied = work.batch.next_offset
             owned.append_ms = work.append_ms or owned.append_ms
+            self.progress.reached(at, work.newest_ms)
             labels = (self.processor.name, at.topic)
             RECORDS_CONSUMED.labels(*labels).inc(len(work.batch.messages))
             BATCH_RECORDS.labels(*labels).observe(len(work.batch.messages))
@@ -281,15 +290,23 @@ class Runner:
 
     # Decoding
 
-    def _decode(self, batch: PartitionBatch) -> tuple[list[Record], list[Event]]:
+    def _decode(self, batch: PartitionBatch) -> tuple[list[Record], list[Event], int]:
         topic = self._topics[batch.at.topic]
         records: list[Record] = []
         refused: list[Event] = []
+        newest_ms = 0
         for message in batch.messages:
             offset = message.offset()
             assert offset is not None
             try:
                 decoded = self.codec.decode(topic, message.value())
+            except IsTick as tick:
+                # Like any event time, a tick's must not run ahead: timers that it ends cannot be set again.
+                if (event_ms := tick.event[TICK.event_time]) <= message.timestamp()[1] + FUTURE_MS:
+                    newest_ms = max(newest_ms, event_ms)
+                    place = (topic.name, batch.at.partition, offset)
+                    records.append(Record(*place, message.timestamp()[1], tick.event, is_tick=True))
+                continue
             except Undecodable as error:
                 reason = reason_given(message) or error.reason
                 refused.append(
@@ -312,7 +329,9 @@ class Runner:
                         event,
                     )
                 )
-            elif event[topic.event_time] // topic.event_time_unit_per_ms > append_ms + FUTURE_MS:
+            elif (
+                event_ms := event[topic.event_time] // topic.event_time_unit_per_ms
+            ) > append_ms + FUTURE_MS:
                 refused.append(
                     self._refuse(
                         message,
@@ -326,8 +345,9 @@ class Runner:
                     )
                 )
             else:
+                newest_ms = max(newest_ms, event_ms)
                 records.append(Record(topic.name, batch.at.partition, offset, append_ms, event))
-        return records, refused
+        return records, refused, newest_ms
 
     def _refuse(
         self,

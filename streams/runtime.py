@@ -21,6 +21,7 @@ from faust.app.base import BootStrategy
 
 from infra.broker import PartitionBatch, Source, producer
 from infra.codec import Codec, RegistryUnavailable
+from infra.dead_letter_limit import DeadLetterLimit
 from infra.progress import Progress
 from infra.settings import Settings
 from infra.telemetry.health import Health
@@ -164,6 +165,7 @@ class Feeder:
             "waiting for a service",
             extra={"consumer": self.name, "reason": str(error), "seconds": wait},
         )
+        self.runner.progress.waits(wait)
         await self._blocking(self._source.rewind, unread)
         await self._blocking(self._source.idle, wait)
 
@@ -203,12 +205,18 @@ class Worker:
                     producer(settings.kafka_bootstrap_servers),
                     settings.database_url,
                     Progress(processor.name, [t.name for t in processor.sources], health),
+                    DeadLetterLimit(processor.name, settings.number("dead_letter_limit_pct")),
                 ),
                 self._app,
                 f"{processor.name}-{instance}",
             )
             for processor in pipeline.processors
         ]
+
+    @property
+    def progresses(self) -> list[Progress]:
+        """How far each processor is, for the watchdog."""
+        return [f.runner.progress for f in self._feeders]
 
     async def run(self, ending: asyncio.Event) -> None:
         """Run until `ending` is set, then checkpoint and leave. Raises what a feeder could not mend."""

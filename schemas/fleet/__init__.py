@@ -102,5 +102,12 @@ PIPELINE = Pipeline(
     inputs=(TRUCK_TELEMETRY,),
     processors=(GEOFENCING,),
     tables=(POSITIONS_TABLE, LATEST_POSITION_TABLE, ALERTS_TABLE),
-    evidence=(Evidence(topic=TRUCK_TELEMETRY, table="truck_positions", column="event_id"),),
+    evidence=(
+        Evidence(
+            topic=TRUCK_TELEMETRY,
+            table="truck_positions",
+            column="event_id",
+            sums=(("sequence", "sequence"),),
+        ),
+    ),
 )

@@ -43,5 +43,12 @@ PIPELINE = Pipeline(
     inputs=(CARD_TRANSACTIONS,),
     processors=(FRAUD_SCORING,),
     tables=(CARD_LEDGER,),
-    evidence=(Evidence(topic=CARD_TRANSACTIONS, table="card_ledger", column="event_id"),),
+    evidence=(
+        Evidence(
+            topic=CARD_TRANSACTIONS,
+            table="card_ledger",
+            column="event_id",
+            sums=(("amount_minor", "amount_minor"),),
+        ),
+    ),
 )

@@ -127,5 +127,12 @@ PIPELINE = Pipeline(
     inputs=(DICOM_UPLOADS,),
     processors=(IMAGING_INGEST,),
     tables=(STUDIES, SERIES, INSTANCES, INSTANCE_UPLOADS),
-    evidence=(Evidence(topic=DICOM_UPLOADS, table="instance_uploads", column="event_id"),),
+    evidence=(
+        Evidence(
+            topic=DICOM_UPLOADS,
+            table="instance_uploads",
+            column="event_id",
+            sums=(("size_bytes", "size_bytes"),),
+        ),
+    ),
 )

@@ -6,7 +6,7 @@ through topics only, so that each SKU's log alone decides who gets its last unit
 
 from __future__ import annotations
 
-from schemas.declare import DAY_MS, Evidence, Merge, Pipeline, Processor, Table, Topic
+from schemas.declare import DAY_MS, Evidence, Invariant, Merge, Pipeline, Processor, Table, Topic
 
 ORDER_EVENTS = Topic(
     domain="orders",
@@ -157,7 +157,25 @@ PIPELINE = Pipeline(
     processors=(INTAKE, RECEIPTS, SAGA, STOCK),
     tables=(ORDERS_TABLE, ORDER_LINES_TABLE, ORDER_STATUS_LOG_TABLE, STOCK_TABLE, STOCK_LEDGER_TABLE),
     evidence=(
-        Evidence(topic=ORDER_EVENTS, table="order_status_log", column="input_id"),
-        Evidence(topic=STOCK_RECEIPTS, table="stock_ledger", column="input_id"),
+        Evidence(topic=ORDER_EVENTS, table="order_status_log", column="input_id", once=False),
+        Evidence(
+            topic=STOCK_RECEIPTS,
+            table="stock_ledger",
+            column="input_id",
+            only=("kind", "receive"),
+            sums=(("quantity", "quantity"),),
+        ),
+        Evidence(topic=STOCK_COMMANDS, table="stock_ledger", column="event_id"),
+    ),
+    invariants=(
+        Invariant(
+            view="stock_ledger_mismatches",
+            about="each SKU's stock is what its ledger adds up to, without a version missing",
+        ),
+        Invariant(
+            view="order_stock_mismatches",
+            about="units reserved are those of confirmed orders",
+            settled=True,
+        ),
     ),
 )

@@ -13,10 +13,14 @@ from typing import Any
 from schemas.fleet import GEOFENCING, TRUCK_ALERTS, TRUCK_POSITIONS
 from schemas.fleet.limits import LIMITS, NAME, NAME_RULE, out_of_range
 from streams.decide import Event, Outcomes, Record, Versions
+from streams.event_time import BoundedLateness
 from streams.fleet.fences import NO_FENCES, Fences, read_fences
 from streams.fleet.overheat import heated
 from streams.fleet.state import Applied, FleetState, Truck
 from streams.fleet.stays import EXITING, IN, Spot, Stay, entered, left
+
+IN_ORDER = BoundedLateness(0)
+"""A fix moves a truck only if it is newer than all before."""
 
 INSIDE = "geofence_inside"
 OUTSIDE = "geofence_outside"
@@ -99,7 +103,7 @@ def _answer(state: FleetState, record: Record, inside: list[str], fences: Fences
         return
     truck = state.truck(key)
     duplicate_of = state.applied_as(key, event["sequence"], occurred_at)
-    is_late = truck is not None and occurred_at <= truck.newest_ms
+    is_late = IN_ORDER.is_late(occurred_at, truck.newest_ms if truck is not None else None)
     if duplicate_of is not None:
         out.duplicate()
     fix = Applied(

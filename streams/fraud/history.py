@@ -23,12 +23,15 @@ from typing import Any, NamedTuple
 import msgspec
 
 from schemas.declare import DAY_MS
+from streams.event_time import BoundedLateness
 
 HOUR_MS = 3_600_000
 WINDOWS_MS = {"1h": HOUR_MS, "24h": DAY_MS, "7d": 7 * DAY_MS}
 LONGEST_MS = max(WINDOWS_MS.values())
 LATENESS_MS = DAY_MS
 HORIZON_MS = LONGEST_MS + LATENESS_MS
+REMEMBERED = BoundedLateness(HORIZON_MS)
+"""What lies at or behind a card's watermark is forgotten; what comes from there finds no windows."""
 FUTURE_MS = 5 * 60_000
 """How far the runtime lets an event time run ahead of its append time."""
 IDLE_MS = HORIZON_MS + FUTURE_MS
@@ -278,7 +281,7 @@ class FraudState:
         history = self._cards.get(card)
         if history is None:
             history = self._cards[card] = CardHistory(self._swept_through_ms)
-        elif at_ms <= history.newest_ms - HORIZON_MS:
+        elif REMEMBERED.is_late(at_ms, history.newest_ms):
             return None
         else:
             self._cards.move_to_end(card)
@@ -286,7 +289,7 @@ class FraudState:
         history.last_append_ms = self._newest_append_ms
         place = history.insert(at_ms, amount, _scoped(tenant, event_id))
         windows = history.windows(place)
-        for gone in history.forget_until(history.newest_ms - HORIZON_MS):
+        for gone in history.forget_until(REMEMBERED.watermark(history.newest_ms)):
             del self._answers[gone]
         self._forget_idle()
         return windows

@@ -115,7 +115,14 @@ class Accounts:
             inputs=(self.deposits,),
             processors=(self.processor,),
             tables=(self.ledger, self.latest),
-            evidence=(Evidence(topic=self.deposits, table=self.ledger.name, column="event_id"),),
+            evidence=(
+                Evidence(
+                    topic=self.deposits,
+                    table=self.ledger.name,
+                    column="event_id",
+                    sums=(("amount_minor", "amount_minor"),),
+                ),
+            ),
         )
         self.rows = (
             RowMapping(

@@ -158,3 +158,22 @@ def test_up_on_running_services_is_done_at_once(services: Settings) -> None:
     assert done.stderr.count("\n") == 1 and "services are up" in done.stderr
     after = millrace(dict(services.environ), "status", "--json")
     assert json.loads(after.stdout) == json.loads(before.stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["verify", "nothing"], "no pipeline 'nothing'; there are: fraud, fleet, orders, imaging"),
+        (["verify", "--from", "yesterday"], "is neither an offset nor a time; write 1200"),
+        (["trace"], "give either --row TABLE:KEY or --record TOPIC/PARTITION/OFFSET"),
+        (["trace", "--row", "a:b", "--record", "a/0/1"], "give either --row TABLE:KEY"),
+        (["trace", "--row", "card_ledger:e1"], "the database does not answer"),
+    ],
+)
+def test_verify_and_trace_say_what_is_wrong(
+    environ: dict[str, str], arguments: list[str], sentence: str
+) -> None:
+    """What cannot be meant, or a database that is away, is said in a sentence and without a traceback."""
+    done = millrace({**environ, "COLUMNS": "200"}, *arguments)
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert sentence in " ".join(done.stderr.replace("│", " ").split())
