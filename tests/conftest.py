@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 import hypothesis
 import pytest
+from confluent_kafka import KafkaException
 
 from infra.broker import TopicSpec, admin, ensure_topics
 from infra.codec import Codec
@@ -101,13 +103,14 @@ def _delete_topics(settings: Settings) -> None:
     def ours() -> list[str]:
         return [name for name in client.list_topics(timeout=10).topics if not name.startswith("_")]
 
-    if names := ours():
+    end = time.monotonic() + 60
+    while names := ours():
+        assert time.monotonic() < end, f"topics stay: {names}"
+        # Again and again: the deletion of one whose creation is still under way may come to nothing.
         for deleted in client.delete_topics(names, operation_timeout=30).values():
-            deleted.result()
-    end = time.monotonic() + 30
-    while ours():
-        assert time.monotonic() < end, f"topics stay: {ours()}"
-        time.sleep(0.05)
+            with suppress(KafkaException):
+                deleted.result()
+        time.sleep(0.1)
 
 
 def _renew_database(settings: Settings) -> None:
