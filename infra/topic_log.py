@@ -21,6 +21,7 @@ from schemas.declare import Topic
 READ_RECORDS = 10_000
 SILENCE_SECONDS = 30.0
 """Reading fails when a partition that has not ended yields nothing for this long."""
+_LEADERLESS = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
 
 
 class LogUnreadable(ConnectionError):
@@ -59,19 +60,21 @@ def _list(
     admin: AdminClient, wanted: Iterable[TopicPartition], spec: OffsetSpec
 ) -> dict[TopicPartition, int]:
     asked = {KafkaPartition(p.topic, p.partition): spec for p in wanted}
-    found = {}
-    try:
-        answers = admin.list_offsets(
-            asked, request_timeout=ADMIN_SECONDS, isolation_level=IsolationLevel.READ_COMMITTED
-        )
-        for at, future in answers.items():
-            info: Any = future.result()
-            found[TopicPartition(at.topic, at.partition)] = int(info.offset)
-    except KafkaException as error:
-        raise LogUnreadable(
-            f"the broker does not tell its offsets: {error}; see `millrace status`"
-        ) from error
-    return found
+    until = time.monotonic() + ADMIN_SECONDS
+    while True:
+        try:
+            answers = admin.list_offsets(
+                asked, request_timeout=ADMIN_SECONDS, isolation_level=IsolationLevel.READ_COMMITTED
+            )
+            results: list[tuple[KafkaPartition, Any]] = [(at, f.result()) for at, f in answers.items()]
+            return {TopicPartition(at.topic, at.partition): int(info.offset) for at, info in results}
+        except KafkaException as error:
+            # A partition is without a leader for a moment after it was created or its broker restarted.
+            if error.args[0].code() not in _LEADERLESS or time.monotonic() > until:
+                raise LogUnreadable(
+                    f"the broker does not tell its offsets: {error}; see `millrace status`"
+                ) from error
+            time.sleep(0.1)
 
 
 def read(
