@@ -71,6 +71,28 @@ def full_name(schema: dict[str, Any]) -> str:
     return f"{namespace}.{name}" if namespace and "." not in name else name
 
 
+def write_body(schema: Any, event: Event) -> bytes:
+    """An event as Avro by a schema (parsed JSON), without the wire format's header."""
+    out = io.BytesIO()
+    fastavro.schemaless_writer(
+        out, fastavro.parse_schema(without_logical_types(schema)), event, strict_allow_default=True
+    )
+    return out.getvalue()
+
+
+def read_body(data: bytes, writer: Any, reader: Any) -> Event:
+    """What a reader's schema makes of the bytes that a writer's schema describes (both parsed JSON)."""
+    body = io.BytesIO(data)
+    event = fastavro.schemaless_reader(
+        body,
+        fastavro.parse_schema(without_logical_types(writer)),
+        fastavro.parse_schema(without_logical_types(reader)),
+    )
+    if not isinstance(event, dict) or body.read(1):
+        raise ValueError("the bytes are not one event")
+    return event
+
+
 class Codec:
     """Encodes with each topic's own schema; decodes whatever registered version a record was written with."""
 

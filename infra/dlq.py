@@ -7,7 +7,6 @@ is only ever added to: an edit is a row there whose bytes stand in for the recor
 
 from __future__ import annotations
 
-import base64
 import getpass
 import json
 import re
@@ -22,6 +21,7 @@ from psycopg.rows import class_row, dict_row
 
 from infra.codec import Codec, Event, Undecodable, Unencodable
 from infra.postgres import Connection
+from schemas import json_bytes
 from schemas.declare import Pipelines, Topic
 
 OPEN = "open"
@@ -276,25 +276,15 @@ def read(codec: Codec, topic: Topic | None, value: bytes | None, read_as: int | 
 
 def to_json(event: Any) -> str:
     """An event as JSON that people can edit; bytes become `{"base64": ...}`."""
-    return json.dumps(event, indent=2, ensure_ascii=False, default=_bytes_to_json)
+    return json.dumps(event, indent=2, ensure_ascii=False, default=json_bytes.to_json)
 
 
 def from_json(text: str) -> Any:
     """What `to_json` wrote. Raises `DlqError` for text that is no JSON."""
     try:
-        return json.loads(text, object_hook=_bytes_of_json)
+        return json.loads(text, object_hook=json_bytes.of_json)
     except (json.JSONDecodeError, ValueError) as error:
         raise DlqError(f"this is not JSON: {error}; correct it") from error
-
-
-def _bytes_to_json(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return {"base64": base64.b64encode(value).decode()}
-    raise TypeError(f"{type(value).__name__} has no form in JSON")
-
-
-def _bytes_of_json(value: dict[str, Any]) -> Any:
-    return base64.b64decode(value["base64"], validate=True) if set(value) == {"base64"} else value
 
 
 # Corrections
@@ -308,7 +298,7 @@ def setting(assignments: Sequence[str]) -> Change:
         if not equals or not name:
             raise DlqError(f"{text!r} sets nothing; write field=value, the value in JSON")
         try:
-            values[name] = json.loads(value, object_hook=_bytes_of_json)
+            values[name] = json.loads(value, object_hook=json_bytes.of_json)
         except ValueError:
             values[name] = value
     return lambda event: {**event, **values}

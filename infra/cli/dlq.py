@@ -428,9 +428,9 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def _plain(value: Any) -> Any:
     from datetime import datetime
 
-    from infra.dlq import _bytes_to_json
+    from schemas.json_bytes import to_json
 
-    return value.isoformat() if isinstance(value, datetime) else _bytes_to_json(value)
+    return value.isoformat() if isinstance(value, datetime) else to_json(value)
 
 
 def _show(

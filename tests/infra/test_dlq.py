@@ -472,7 +472,7 @@ def test_the_command_line_shows_first_and_does_with_apply(
 
     listed = json.loads(millrace(database, "dlq", "list", "-p", "fraud", "--json").stdout)
     assert [x["id"] for x in listed] == [junk, *reversed(bad)]
-    assert "currency" in run("list", "--class", "invalid", "--since", "1h")
+    assert "currency" in run("list", "-p", "fraud", "--class", "invalid", "--since", "1h")
     assert "4 dead letters of 2 causes" in run("list", "--summary", "-p", "fraud")
     shown = run("show", str(bad[0]))
     assert '▶ currency: "eur"' in shown and "no ISO 4217 code" in shown
@@ -482,14 +482,24 @@ def test_the_command_line_shows_first_and_does_with_apply(
     )
 
     assert "name letters" in run("redrive", code=2)
-    upper = ("edit", "-c", "invalid", "--transform", "event | {'currency': event['currency'].upper()}")
+    upper = (
+        "edit",
+        "-p",
+        "fraud",
+        "-c",
+        "invalid",
+        "--transform",
+        "event | {'currency': event['currency'].upper()}",
+    )
     assert '"eur" → "EUR"' in run(*upper)
     assert not desk.letter(bad[0]).edited
     assert "edited: 3" in run(*upper, "--apply", "--by", "ann")
     assert '"eur" → "EUR"' in run("show", str(bad[0]))
-    assert "3 letters would be sent (0 unchanged), 1 held back" in run("redrive", "--all")
+    assert "3 letters would be sent (0 unchanged), 1 held back" in run("redrive", "-p", "fraud")
     assert desk.topic(topic) == []
-    assert "redriven: 3 to card-transactions; held back: 1" in run("redrive", "--all", "--apply", code=1)
+    assert "redriven: 3 to card-transactions; held back: 1" in run(
+        "redrive", "-p", "fraud", "--apply", code=1
+    )
     assert "held back: it was redriven already" in run("redrive", str(bad[0]), "--apply", code=1)
     assert sorted(event["event_id"] for _, event, _ in desk.topic(topic)) == ["x0", "x1", "x2"]
     assert "by ann: --transform event" in run("show", str(bad[0]))
