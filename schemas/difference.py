@@ -38,6 +38,7 @@ def _compare(old: Schema, new: Schema, path: str, seen: set[tuple[int, int]]) ->
         return
     if old.name != new.name:
         yield Difference(path, f"{old.type} {old.name} is now called {new.name}")
+    yield from _aliases(old, new, path)
     before, after = old.properties.get("logicalType"), new.properties.get("logicalType")
     if before != after:
         text = f"logical type changed from {before or 'none'} to {after or 'none'}: the same number means"
@@ -66,6 +67,7 @@ def _record(old: Schema, new: Schema, path: str, seen: set[tuple[int, int]]) -> 
         matched[earlier.name] = declared
         if earlier.name != declared.name:
             yield Difference(here, f"was called {earlier.name}")
+        yield from _aliases(earlier, declared, here)
         yield from _compare(earlier.schema, declared.schema, here, seen)
         if _default(earlier) != _default(declared):
             yield Difference(here, f"was{_default(earlier)}, is now{_default(declared)}")
@@ -74,6 +76,12 @@ def _record(old: Schema, new: Schema, path: str, seen: set[tuple[int, int]]) -> 
             yield Difference(
                 f"{path}.{name}".lstrip("."), f"removed, was {earlier.schema}{_default(earlier)}"
             )
+
+
+def _aliases(old: Field | Schema, new: Field | Schema, path: str) -> Iterator[Difference]:
+    if set(old.aliases) != set(new.aliases):
+        before, after = (", ".join(x.aliases) or "none" for x in (old, new))
+        yield Difference(path, f"aliases changed from {before} to {after}")
 
 
 def _default(declared: Field) -> str:

@@ -17,9 +17,11 @@ from typing import Any
 import psycopg
 import pytest
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
+from typer.testing import CliRunner
 
 from infra import dlq
 from infra.broker import TopicSpec, admin, ensure_topics, producer
+from infra.cli import build
 from infra.codec import Codec
 from infra.dlq import DlqError, Selection
 from infra.postgres import Connection, connect
@@ -31,7 +33,6 @@ from schemas.declare import Pipelines, Topic
 from schemas.fraud import CARD_TRANSACTIONS
 from tests.accounts import Accounts
 from tests.accounts.running import running
-from tests.instance import millrace
 
 Event = dict[str, Any]
 
@@ -446,7 +447,7 @@ def test_times_are_read_as_people_write_them() -> None:
 
 
 def test_the_command_line_shows_first_and_does_with_apply(
-    desk: Desk, database: Settings, codec: Codec, tmp_path: Path
+    desk: Desk, database: Settings, codec: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """list, show, edit, redrive and discard through `millrace`: dry without --apply, exact with it."""
     topic = CARD_TRANSACTIONS
@@ -465,21 +466,21 @@ def test_the_command_line_shows_first_and_does_with_apply(
     ]
     junk = desk.refuse(b"\x01junk", topic=topic, **{**card, "error_class": "undecodable"})
 
-    def run(*arguments: str, code: int = 0) -> str:
-        done = millrace(database, "dlq", *arguments)
-        assert done.returncode == code, done.stderr + done.stdout
-        return done.stdout + done.stderr
+    command, runner = build(), CliRunner()
 
-    listed = json.loads(millrace(database, "dlq", "list", "-p", "fraud", "--json").stdout)
+    def run(*arguments: str, code: int = 0) -> str:
+        done = runner.invoke(command, ["dlq", *arguments])
+        assert done.exit_code == code, done.output
+        return done.output
+
+    listed = json.loads(run("list", "-p", "fraud", "--json"))
     assert [x["id"] for x in listed] == [junk, *reversed(bad)]
     assert "currency" in run("list", "-p", "fraud", "--class", "invalid", "--since", "1h")
     assert "4 dead letters of 2 causes" in run("list", "--summary", "-p", "fraud")
     shown = run("show", str(bad[0]))
     assert '▶ currency: "eur"' in shown and "no ISO 4217 code" in shown
     assert "Confluent's Avro format" in run("show", f"{topic.name}/0/{desk.letter(junk).offset}")
-    assert (
-        json.loads(millrace(database, "dlq", "show", str(bad[0]), "--json").stdout)["event"]["mcc"] == "5411"
-    )
+    assert json.loads(run("show", str(bad[0]), "--json"))["event"]["mcc"] == "5411"
 
     assert "name letters" in run("redrive", code=2)
     upper = (
@@ -515,6 +516,5 @@ def test_the_command_line_shows_first_and_does_with_apply(
     file = tmp_path / "event.json"
     file.write_text(json.dumps(example))
     assert "would be edited" in run("edit", str(junk), "--file", str(file))
-    away = Settings({**database.environ, "DATABASE_URL": "postgresql://127.0.0.1:1/none"})
-    refused = millrace(away, "dlq", "list")
-    assert refused.returncode == 1 and "the database does not answer" in refused.stderr
+    monkeypatch.setenv("DATABASE_URL", "postgresql://127.0.0.1:1/none")
+    assert "the database does not answer" in run("list", code=1)
