@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +21,7 @@ from infra.settings import Settings
 
 if TYPE_CHECKING:
     from infra.dlq import Edit, Letter, Selection
+    from infra.redrive import Plan
 
 app = typer.Typer()
 dlq = typer.Typer(
@@ -161,6 +162,8 @@ def show(
             if as_json:
                 told = {
                     **letters.as_dict(found),
+                    "key": found.key,
+                    "value": found.value,
                     "event": original.event,
                     "fault": original.fault,
                     "edited_event": edited.event if edited else None,
@@ -239,7 +242,7 @@ def redrive(
     ids: Ids = None,
     all_: AllOption = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Most letters sent.")] = None,
-    rate: Annotated[float, typer.Option(help="Most records a second.")] = RATE,
+    rate: Annotated[float, typer.Option(min=0.1, help="Most records a second.")] = RATE,
     apply: ApplyOption = False,
     by: ByOption = None,
     reason: NoteOption = None,
@@ -261,14 +264,15 @@ def redrive(
             wanted = letters.ids_of(connection, selection, limit)
             if not apply:
                 now = datetime.now(UTC)
-                plans = [
-                    sending.plan(codec, PIPELINES, letter, now)
-                    for chunk in letters.chunks(wanted, 500)
-                    for letter in letters.load(connection, chunk)
-                ]
-        if not apply:
-            _show_plans(plans, rate)
-            return
+                _show_plans(
+                    (
+                        sending.plan(codec, PIPELINES, letter, now)
+                        for chunk in letters.chunks(wanted, 500)
+                        for letter in letters.load(connection, chunk)
+                    ),
+                    rate,
+                )
+                return
         sent, problems = Counter[str](), 0
 
         def tell(outcome: sending.Outcome) -> None:
@@ -316,7 +320,8 @@ def discard(
         wanted = letters.ids_of(connection, selection)
         if apply:
             done = letters.discard(connection, wanted, by or letters.operator(), reason)
-            typer.echo(f"discarded: {len(done)}")
+            kept = f"; {len(wanted) - len(done)} were not open" if len(done) < len(wanted) else ""
+            typer.echo(f"discarded: {len(done)}{kept}")
         else:
             for letter in letters.load(connection, wanted[:SHOWN]):
                 typer.echo(f"{letter.id}: {letter.place} {letter.error_class}: {letter.error}")
@@ -538,7 +543,8 @@ def _in_editor(codec: Any, connection: Any, wanted: Sequence[int]) -> Any:
     with tempfile.NamedTemporaryFile("w", suffix=".json", prefix=f"letter-{letter.id}-") as file:
         file.write(letters.to_json(content.event or {}) + "\n")
         file.flush()
-        subprocess.run([*shlex.split(editor), file.name], check=True)
+        if subprocess.run([*shlex.split(editor), file.name], check=False).returncode != 0:
+            raise letters.DlqError(f"{editor} did not end well, so nothing was edited; try again")
         return letters.from_json(Path(file.name).read_text())
 
 
@@ -588,23 +594,28 @@ def _edit(
         raise typer.Exit(1)
 
 
-def _show_plans(plans: Sequence[Any], rate: float) -> None:
-    held = [p for p in plans if p.problem is not None]
-    to_send = [p for p in plans if p.problem is None]
-    for planned in to_send[:SHOWN]:
-        state = "edited" if planned.letter.edited else "unchanged since it was refused"
-        typer.echo(
-            f"{planned.letter.id}: {planned.letter.place} → {planned.topic.name}, key {_text(planned.key)},"
-            f" {len(planned.letter.to_value or b'')} bytes, {state}"
-        )
-    if len(to_send) > SHOWN:
-        typer.echo(f"... and {len(to_send) - SHOWN} more")
-    for planned in held[:SHOWN]:
-        typer.echo(f"{planned.letter.id}: held back: {planned.problem}", err=True)
-    if len(held) > SHOWN:
-        typer.echo(f"... and {len(held) - SHOWN} more held back", err=True)
-    unchanged = sum(not p.letter.edited for p in to_send)
+def _show_plans(plans: Iterable[Plan], rate: float) -> None:
+    to_send = unchanged = held = 0
+    for planned in plans:
+        letter = planned.letter
+        if planned.topic is None:
+            held += 1
+            if held <= SHOWN:
+                typer.echo(f"{letter.id}: held back: {planned.problem}", err=True)
+            continue
+        to_send += 1
+        unchanged += not letter.edited
+        if to_send <= SHOWN:
+            typer.echo(
+                f"{letter.id}: {letter.place} → {planned.topic.name}, key {_text(planned.key)},"
+                f" {len(letter.to_value or b'')} bytes,"
+                f" {'edited' if letter.edited else 'unchanged since it was refused'}"
+            )
+    if to_send > SHOWN:
+        typer.echo(f"... and {to_send - SHOWN} more")
+    if held > SHOWN:
+        typer.echo(f"... and {held - SHOWN} more held back", err=True)
     _dry(
-        f"{len(to_send)} letters would be sent ({unchanged} unchanged), {len(held)} held back,"
-        f" in about {len(to_send) / rate:.0f} s"
+        f"{to_send} letters would be sent ({unchanged} unchanged), {held} held back,"
+        f" in about {to_send / rate:.0f} s"
     )

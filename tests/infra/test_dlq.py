@@ -494,6 +494,11 @@ def test_the_command_line_shows_first_and_does_with_apply(
     )
     assert '"eur" → "EUR"' in run(*upper)
     assert not desk.letter(bad[0]).edited
+    monkeypatch.setenv("VISUAL", "sed -i s/eur/USD/")
+    assert '"eur" → "USD"' in run("edit", str(bad[0]))
+    monkeypatch.setenv("VISUAL", "false")
+    assert "did not end well" in run("edit", str(bad[0]), code=1)
+    assert "say how to edit" in run("edit", "-p", "fraud", code=1)
     assert "edited: 3" in run(*upper, "--apply", "--by", "ann")
     assert '"eur" → "EUR"' in run("show", str(bad[0]))
     assert "3 letters would be sent (0 unchanged), 1 held back" in run("redrive", "-p", "fraud")
@@ -506,8 +511,10 @@ def test_the_command_line_shows_first_and_does_with_apply(
     assert "by ann: --transform event" in run("show", str(bad[0]))
 
     assert "Missing option" in run("discard", str(junk), code=2)
+    run("edit", str(bad[0]), "--original")
     assert "1 letters would be discarded" in run("discard", str(junk), "--reason", "a probe")
-    assert "discarded: 1" in run("discard", str(junk), "--reason", "a probe", "--apply")
+    discarding = ("discard", str(junk), str(bad[0]), "--reason", "a probe", "--apply")
+    assert "discarded: 1; 1 were not open" in run(*discarding)
     assert run("list", "-p", "fraud") == "dead letters: 0\n"
     assert "open again: 1" in run("reopen", str(junk))
     assert "there is no dead letter 999999" in run("show", "999999", code=1)
