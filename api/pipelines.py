@@ -80,7 +80,7 @@ class DeadLetter(BaseModel):
 
     id: int = Field(description="For `millrace dlq show ID`.")
     status: str = Field(
-        description="open; sending (a redrive was interrupted); redriven (it is on its topic again); discarded."
+        description="open; sending (a redrive is under way, or was killed); redriven; discarded."
     )
     pipeline: str
     consumer: str = Field(description="The processor or sink that refused it.")
@@ -129,8 +129,8 @@ async def positions(name: str, database: Database) -> list[Position]:
 
 
 _LETTER = (
-    'id, status, pipeline, consumer, topic, partition, "offset", tenant, schema_id, input_id, error_class, field, error,'
-    " octet_length(value) AS value_bytes, append_time, created_at"
+    'id, status, pipeline, consumer, topic, partition, "offset", tenant, schema_id, input_id, error_class,'
+    " field, error, octet_length(value) AS value_bytes, append_time, created_at"
 )
 
 
