@@ -20,8 +20,9 @@ import typer
 from infra.settings import Settings
 
 if TYPE_CHECKING:
-    from infra.dlq import Edit, Letter, Selection
-    from infra.redrive import Plan
+    from infra.dlq.edits import Edit
+    from infra.dlq.letters import Selection
+    from infra.dlq.redrive import Plan
 
 app = typer.Typer()
 dlq = typer.Typer(
@@ -91,7 +92,7 @@ def list_(
     """List dead letters, newest first, or how many there are of each cause."""
     from dataclasses import asdict
 
-    from infra.dlq import as_dict, causes, find
+    from infra.dlq.letters import as_dict, causes, find
 
     selection = _selection(conditions, status=status)
     with _explained(), _database() as connection:
@@ -150,14 +151,14 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show a letter: the reason, the decoded record beside it, and all that was done to it."""
-    from infra import dlq as letters
+    from infra.dlq import edits, letters, view
     from schemas.pipelines import PIPELINES
 
     with _explained(), _database() as connection, _codec() as codec:
         for found in letters.one(connection, letter):
-            topic = letters.topic_of(PIPELINES, found)
-            original = letters.read(codec, topic, found.value)
-            edited = letters.read(codec, topic, found.to_value) if found.edited else None
+            topic = edits.topic_of(PIPELINES, found)
+            original = edits.read(codec, topic, found.value)
+            edited = edits.read(codec, topic, found.to_value) if found.edited else None
             past = letters.history(connection, found)
             if as_json:
                 told = {
@@ -169,9 +170,10 @@ def show(
                     "edited_event": edited.event if edited else None,
                     "history": past,
                 }
-                typer.echo(letters.to_json(json.loads(json.dumps(told, default=_plain))))
+                typer.echo(edits.to_json(json.loads(json.dumps(told, default=_plain))))
             else:
-                _show(found, original.event, original.fault, edited.event if edited else None, past)
+                for line in view.lines(found, original, edited, past):
+                    typer.echo(line)
 
 
 @dlq.command()
@@ -205,7 +207,7 @@ def edit(
 
     The letter keeps its bytes; a redrive sends the edited ones. Without --apply it only shows the changes.
     """
-    from infra import dlq as letters
+    from infra.dlq import edits, letters
     from schemas.pipelines import PIPELINES
 
     selection = _chosen(conditions, ids, all_)
@@ -213,7 +215,7 @@ def edit(
         wanted = letters.ids_of(connection, selection)
         if original:
             if apply:
-                done = letters.revert(connection, wanted, by or letters.operator(), reason)
+                done = edits.revert(connection, wanted, by or letters.operator(), reason)
                 typer.echo(f"{len(done)} letters stand with their own bytes again")
             else:
                 edited = sum(
@@ -223,10 +225,10 @@ def edit(
             return
         changes: list[Callable[[dict[str, Any]], dict[str, Any]]] = []
         if transform:
-            changes.append(letters.expression(transform))
+            changes.append(edits.expression(transform))
         if set_:
-            changes.append(letters.setting(set_))
-        whole = letters.from_json(file.read_text()) if file else None
+            changes.append(edits.setting(set_))
+        whole = edits.from_json(file.read_text()) if file else None
         if whole is not None and len(wanted) > 1:
             raise letters.DlqError(f"--file would make {len(wanted)} letters one event; name one letter")
         if not changes and whole is None and not upgrade and read_as is None:
@@ -253,8 +255,8 @@ def redrive(
     """
     from datetime import UTC, datetime
 
-    from infra import dlq as letters
-    from infra import redrive as sending
+    from infra.dlq import letters
+    from infra.dlq import redrive as sending
     from schemas.pipelines import PIPELINES
 
     selection = _chosen(conditions, ids, all_)
@@ -313,7 +315,7 @@ def discard(
     by: ByOption = None,
 ) -> None:
     """Decide against letters, with a reason. They keep their bytes, and `reopen` takes it back."""
-    from infra import dlq as letters
+    from infra.dlq import letters, view
 
     selection = _chosen(conditions, ids, all_)
     with _explained(), _database() as connection:
@@ -324,7 +326,7 @@ def discard(
             typer.echo(f"discarded: {len(done)}{kept}")
         else:
             for letter in letters.load(connection, wanted[:SHOWN]):
-                typer.echo(f"{letter.id}: {letter.place} {letter.error_class}: {letter.error}")
+                typer.echo(view.safe(f"{letter.id}: {letter.place} {letter.error_class}: {letter.error}"))
             _dry(f"{len(wanted)} letters would be discarded")
 
 
@@ -335,7 +337,7 @@ def reopen(
     reason: NoteOption = None,
 ) -> None:
     """Take a discard back."""
-    from infra import dlq as letters
+    from infra.dlq import letters
 
     with _explained(), _database() as connection:
         done = letters.reopen(connection, ids, by or letters.operator(), reason)
@@ -348,7 +350,7 @@ def reopen(
 def _selection(conditions: Conditions, ids: Sequence[int] | None = None, *, status: str) -> Selection:
     from datetime import UTC, datetime
 
-    from infra.dlq import STATUSES, DlqError, Selection, moment
+    from infra.dlq.letters import STATUSES, DlqError, Selection, moment
 
     statuses = STATUSES if status == "all" else tuple(s.strip() for s in status.split(","))
     if unknown := [s for s in statuses if s not in STATUSES]:
@@ -377,6 +379,7 @@ def _database() -> Iterator[Any]:
     from infra.postgres import connect
 
     with connect(Settings.load().database_url, "millrace-dlq") as connection:
+        connection.execute("SET TIME ZONE 'UTC'")  # times are shown as the logs tell them
         yield connection
 
 
@@ -396,7 +399,7 @@ def _explained() -> Iterator[None]:
     """Turn what people can mend into one sentence."""
     import psycopg
 
-    from infra.dlq import DlqError
+    from infra.dlq.letters import DlqError
 
     try:
         yield
@@ -419,13 +422,15 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from infra.dlq.view import safe
+
     if not rows:
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
         table.add_column(name, overflow="fold", no_wrap=name in ("id", "letters", "refused"))
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(safe(cell)) for cell in row))
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table)
 
@@ -436,85 +441,6 @@ def _plain(value: Any) -> Any:
     from schemas.json_bytes import to_json
 
     return value.isoformat() if isinstance(value, datetime) else to_json(value)
-
-
-def _show(
-    letter: Letter,
-    event: dict[str, Any] | None,
-    fault: str | None,
-    edited: dict[str, Any] | None,
-    past: Sequence[dict[str, Any]],
-) -> None:
-    from infra.dlq import to_json
-
-    say = typer.echo
-    say(f"letter {letter.id} ({letter.status}): {letter.place}, pipeline {letter.pipeline}")
-    say(f"  refused by   {letter.consumer} at {letter.created_at:%Y-%m-%d %H:%M:%S %Z}")
-    say(f"  reason       {letter.error_class}{f', {letter.field}' if letter.field else ''}: {letter.error}")
-    say(f"  record       appended {letter.append_time:%Y-%m-%d %H:%M:%S.%f %Z}, schema {letter.schema_id},"
-        f" key {_text(letter.key)}, {len(letter.value or b'')} bytes")  # fmt: skip
-    if fault:
-        say(f"  its readers  {fault}")
-    if event is None:
-        say("  bytes")
-        for line in _hex(letter.value or b""):
-            say(f"    {line}")
-    else:
-        say("  event" if fault is None else "  event, as its own schema tells it")
-        _event(event, letter.field)
-    if edited is not None:
-        say("  edited (a redrive sends this)")
-        for name, (before, after) in _differences(event or {}, edited).items():
-            say(f"    {name}: {_value(before)} → {_value(after)}")
-        if event is None:
-            say(to_json(edited))
-    if past:
-        say("  what was done")
-    for step in past:
-        place = (
-            f" to {step['topic']}/{step['partition']}/{step['offset']}" if step["offset"] is not None else ""
-        )
-        again = f"; refused again: letter {step['refused_again']}" if step["refused_again"] else ""
-        note = f": {step['note']}" if step["note"] else ""
-        say(f"    {step['at']:%Y-%m-%d %H:%M:%S} {step['action']}{place} by {step['actor']}{note}{again}")
-
-
-def _event(event: dict[str, Any], at_fault: str | None) -> None:
-    from infra.dlq import to_json
-
-    for name, value in event.items():
-        mark = "▶" if name == at_fault else " "
-        typer.echo(f"  {mark} {name}: {to_json(value)}".replace("\n", "\n    "))
-
-
-def _text(data: bytes | None) -> str:
-    if data is None:
-        return "none"
-    try:
-        return repr(data.decode())
-    except UnicodeDecodeError:
-        return data.hex()
-
-
-def _hex(data: bytes, most: int = 256) -> Iterator[str]:
-    for start in range(0, min(len(data), most), 16):
-        part = data[start : start + 16]
-        text = "".join(chr(b) if 32 <= b < 127 else "." for b in part)
-        yield f"{start:06x}  {part.hex(' '):<47}  {text}"
-    if len(data) > most:
-        yield f"... {len(data) - most} bytes more"
-
-
-def _differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    names = [*before, *(n for n in after if n not in before)]
-    pairs = {n: (before.get(n, ...), after.get(n, ...)) for n in names}
-    return {n: pair for n, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def _value(value: Any) -> str:
-    from infra.dlq import to_json
-
-    return "(absent)" if value is ... else " ".join(to_json(value).split())
 
 
 def _how(set_: list[str] | None, transform: str | None, read_as: int | None, file: Path | None) -> str:
@@ -530,7 +456,7 @@ def _how(set_: list[str] | None, transform: str | None, read_as: int | None, fil
 
 def _in_editor(codec: Any, connection: Any, wanted: Sequence[int]) -> Any:
     """One letter's event as people leave it in their editor."""
-    from infra import dlq as letters
+    from infra.dlq import edits, letters
     from schemas.pipelines import PIPELINES
 
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR")
@@ -539,13 +465,13 @@ def _in_editor(codec: Any, connection: Any, wanted: Sequence[int]) -> Any:
             "say how to edit: --set field=value, --transform, --upgrade, --file, or one letter and $EDITOR"
         )
     (letter,) = letters.load(connection, wanted)
-    content = letters.read(codec, letters.topic_of(PIPELINES, letter), letter.to_value)
+    content = edits.read(codec, edits.topic_of(PIPELINES, letter), letter.to_value)
     with tempfile.NamedTemporaryFile("w", suffix=".json", prefix=f"letter-{letter.id}-") as file:
-        file.write(letters.to_json(content.event or {}) + "\n")
+        file.write(edits.to_json(content.event or {}) + "\n")
         file.flush()
         if subprocess.run([*shlex.split(editor), file.name], check=False).returncode != 0:
             raise letters.DlqError(f"{editor} did not end well, so nothing was edited; try again")
-        return letters.from_json(Path(file.name).read_text())
+        return edits.from_json(Path(file.name).read_text())
 
 
 def _edit(
@@ -560,16 +486,16 @@ def _edit(
     by: str | None,
     note: str,
 ) -> None:
-    from infra import dlq as letters
+    from infra.dlq import edits, letters, view
 
     made = problems = shown = 0
     for chunk in letters.chunks(wanted, 500):
-        edits: list[Edit] = [
-            letters.propose(codec, pipelines, letter, changes, whole=whole, read_as=read_as)
+        proposed: list[Edit] = [
+            edits.propose(codec, pipelines, letter, changes, whole=whole, read_as=read_as)
             for letter in letters.load(connection, chunk)
         ]
-        gone = letters.edit(connection, edits, by or letters.operator(), note) if apply else []
-        for one in edits:
+        gone = edits.store(connection, proposed, by or letters.operator(), note) if apply else []
+        for one in proposed:
             problem = one.problem or ("it is no longer open" if one.letter.id in gone else None)
             problems += problem is not None
             made += problem is None
@@ -581,8 +507,8 @@ def _edit(
                 continue
             same = "" if one.changed else " the event stays the same, written anew with the newest schema"
             typer.echo(f"{one.letter.id}: {one.letter.place}{same}")
-            for name, (before, after) in one.changed.items():
-                typer.echo(f"    {name}: {_value(before)} → {_value(after)}")
+            for line in view.difference(one.before or {}, one.after or {}):
+                typer.echo(f"    {line}")
     if shown > SHOWN:
         typer.echo(f"... and {shown - SHOWN} more")
     left = f", {problems} could not be" if problems else ""
@@ -595,6 +521,8 @@ def _edit(
 
 
 def _show_plans(plans: Iterable[Plan], rate: float) -> None:
+    from infra.dlq.view import text
+
     to_send = unchanged = held = 0
     for planned in plans:
         letter = planned.letter
@@ -607,7 +535,7 @@ def _show_plans(plans: Iterable[Plan], rate: float) -> None:
         unchanged += not letter.edited
         if to_send <= SHOWN:
             typer.echo(
-                f"{letter.id}: {letter.place} → {planned.topic.name}, key {_text(planned.key)},"
+                f"{letter.id}: {letter.place} → {planned.topic.name}, key {text(planned.key)},"
                 f" {len(letter.to_value or b'')} bytes,"
                 f" {'edited' if letter.edited else 'unchanged since it was refused'}"
             )

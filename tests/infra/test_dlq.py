@@ -19,14 +19,14 @@ import pytest
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 from typer.testing import CliRunner
 
-from infra import dlq
 from infra.broker import TopicSpec, admin, ensure_topics, producer
 from infra.cli import build
 from infra.codec import Codec
-from infra.dlq import DlqError, Selection
+from infra.dlq import edits, letters, view
+from infra.dlq.letters import DlqError, Selection
+from infra.dlq.redrive import HEADER, LOCK, RedriveInterrupted, redrive
 from infra.postgres import Connection, connect
 from infra.reconcile import reconcile
-from infra.redrive import HEADER, LOCK, redrive
 from infra.settings import Settings
 from infra.topic_log import ends, partitions, read, starts
 from schemas.declare import Pipelines, Topic
@@ -80,16 +80,15 @@ class Desk:
         ).fetchall()
         return int(str(id_))
 
-    def letter(self, id_: int) -> dlq.Letter:
-        (found,) = dlq.load(self.connection, [id_])
+    def letter(self, id_: int) -> letters.Letter:
+        (found,) = letters.load(self.connection, [id_])
         return found
 
-    def edit(self, ids: list[int], *changes: dlq.Change, **how: Any) -> list[dlq.Edit]:
-        edits = [
-            dlq.propose(self.codec, self.pipelines, x, changes, **how) for x in dlq.load(self.connection, ids)
-        ]
-        assert dlq.edit(self.connection, edits, "tests", "because") == []
-        return edits
+    def edit(self, ids: list[int], *changes: edits.Change, **how: Any) -> list[edits.Edit]:
+        found = letters.load(self.connection, ids)
+        made = [edits.propose(self.codec, self.pipelines, x, changes, **how) for x in found]
+        assert edits.store(self.connection, made, "tests", "because") == []
+        return made
 
     def redrive(self, ids: list[int], **how: Any) -> dict[int, str]:
         """Redrive; returns where each letter stands, or why it was held back."""
@@ -109,7 +108,7 @@ class Desk:
         ]
 
     def actions(self, id_: int) -> list[str]:
-        return [step["action"] for step in dlq.history(self.connection, self.letter(id_))]
+        return [step["action"] for step in letters.history(self.connection, self.letter(id_))]
 
 
 @pytest.fixture
@@ -135,13 +134,13 @@ def test_an_edited_letter_takes_its_effect_once_however_often_it_is_redriven(
                 == [(3,)]
             )
         )
-        letters = dlq.find(desk.connection, Selection(pipeline=accounts.pipeline.name))
-        by_class = {x.error_class: x for x in letters}
+        found = letters.find(desk.connection, Selection(pipeline=accounts.pipeline.name))
+        by_class = {x.error_class: x for x in found}
         assert set(by_class) == {"invalid", "constraint", "undecodable"}
-        ids = [x.id for x in letters]
+        ids = [x.id for x in found]
         refused = [by_class["invalid"].id]
-        desk.edit(refused, dlq.setting(["amount_minor=5"]))
-        desk.edit([by_class["constraint"].id], dlq.setting(["amount_minor=14"]))
+        desk.edit(refused, edits.setting(["amount_minor=5"]))
+        desk.edit([by_class["constraint"].id], edits.setting(["amount_minor=14"]))
         first = desk.redrive(ids)
         assert sum("/" in place for place in first.values()) == 2
         again = desk.redrive(ids)
@@ -151,7 +150,7 @@ def test_an_edited_letter_takes_its_effect_once_however_often_it_is_redriven(
         assert pipeline.ask(rows) == [("e1", 5), ("e2", 14), ("e3", 7)]
         assert reconcile(database, accounts.pipeline).in_both == 0
     # The record that is no event is still accounted for as a dead letter, discarded or not.
-    dlq.discard(desk.connection, [by_class["undecodable"].id], "tests", "a probe")
+    letters.discard(desk.connection, [by_class["undecodable"].id], "tests", "a probe")
     account = reconcile(database, accounts.pipeline)
     assert account.problems == ()
     assert (account.records, account.acknowledged, account.in_sink, account.dead_letters) == (5, 4, 3, 1)
@@ -168,7 +167,7 @@ def test_a_letter_refused_again_is_a_new_letter_that_the_old_one_leads_to(
         query = "SELECT id FROM dead_letters WHERE pipeline = %s AND id <> %s"
         p.settle(lambda: len(p.ask(query, accounts.pipeline.name, first)) == 1)
         [(second,)] = p.ask(query, accounts.pipeline.name, first)
-    (*_, redriven) = dlq.history(desk.connection, desk.letter(first))
+    (*_, redriven) = letters.history(desk.connection, desk.letter(first))
     assert (redriven["action"], redriven["refused_again"]) == ("redriven", second)
     assert (desk.letter(first).status, desk.letter(second).status) == ("redriven", "open")
 
@@ -176,7 +175,7 @@ def test_a_letter_refused_again_is_a_new_letter_that_the_old_one_leads_to(
 DIES = """
 import os, sys
 from itertools import count
-from infra import redrive
+from infra.dlq import redrive
 from infra.settings import Settings
 from schemas.declare import Pipelines
 from tests.accounts import Accounts
@@ -239,7 +238,7 @@ def test_a_redrive_keeps_to_its_rate_and_to_the_order_of_the_log(desk: Desk) -> 
     """30 letters at 15 a second take over a second, and one key's come in the order of their offsets."""
     ids = [desk.refuse(deposit(n, amount_minor=5)) for n in range(30)]
     started = time.monotonic()
-    desk.redrive(dlq.ids_of(desk.connection, Selection(ids=tuple(reversed(ids)))), rate=15)
+    desk.redrive(letters.ids_of(desk.connection, Selection(ids=tuple(reversed(ids)))), rate=15)
     assert time.monotonic() - started >= 1.0
     assert [event["event_id"] for _, event, _ in desk.topic()] == [f"e{n}" for n in range(30)]
 
@@ -267,6 +266,28 @@ def test_what_its_readers_are_sure_to_refuse_is_held_back(desk: Desk) -> None:
     assert all(desk.letter(i).status == "open" and desk.actions(i) == [] for i in ids.values())
 
 
+def test_a_redrive_without_a_broker_is_finished_when_there_is_one(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unacknowledged letters are neither lost nor taken for sent; the next redrive sends them once."""
+    monkeypatch.setattr("infra.dlq.redrive.ACKNOWLEDGE_MS", 1_000)
+    ids = [desk.refuse(deposit(n, amount_minor=5)) for n in range(3)]
+    away = Settings({**desk.settings.environ, "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"})
+    with pytest.raises(RedriveInterrupted, match="has not acknowledged 3 letters"):
+        redrive(away, desk.pipelines, ids, actor="tests")
+    assert {desk.letter(i).status for i in ids} == {"sending"}
+    desk.redrive(ids)
+    assert [event["event_id"] for _, event, _ in desk.topic()] == ["e0", "e1", "e2"]
+
+
+def test_a_record_that_the_broker_refuses_stays_open(desk: Desk) -> None:
+    """A record larger than the broker takes is told, open again, and holds none of the others up."""
+    large, small = desk.refuse(deposit(1, "x" * 1_100_000, 5)), desk.refuse(deposit(2, amount_minor=5))
+    outcome = desk.redrive([large, small])
+    assert "the broker refuses it" in outcome[large] and "/" in outcome[small]
+    assert (desk.letter(large).status, desk.actions(large)) == ("open", ["send", "unsent"])
+
+
 def test_a_redriven_record_goes_under_its_events_key(desk: Desk) -> None:
     """A record that was refused for its key is sent under the right one, with the header."""
     id_ = desk.refuse(deposit(1, account="right", amount_minor=5), key=b"wrong")
@@ -279,12 +300,12 @@ def test_an_edit_by_fields_keeps_the_refused_bytes_and_can_be_taken_back(desk: D
     """The letter's own bytes stay, the last edit's are sent, and --original sends its own again."""
     id_ = desk.refuse(deposit(1))
     before = desk.letter(id_)
-    (made,) = desk.edit([id_], dlq.setting(["amount_minor=5", "account=b"]))
+    (made,) = desk.edit([id_], edits.setting(["amount_minor=5", "account=b"]))
     assert made.changed == {"account": ("a", "b"), "amount_minor": (-5, 5)}
     letter = desk.letter(id_)
     assert (letter.value, letter.key, letter.to_key, letter.edited) == (before.value, b"a", b"b", True)
     assert desk.codec.decode(desk.accounts.deposits, letter.to_value).event["amount_minor"] == 5
-    assert dlq.revert(desk.connection, [id_], "tests", None) == [id_]
+    assert edits.revert(desk.connection, [id_], "tests", None) == [id_]
     assert desk.letter(id_).to_value == before.value
     assert desk.actions(id_) == ["edit", "revert"]
 
@@ -292,10 +313,10 @@ def test_an_edit_by_fields_keeps_the_refused_bytes_and_can_be_taken_back(desk: D
 def test_a_transform_is_checked_letter_by_letter(desk: Desk) -> None:
     """An expression edits those it fits; where it fails or gives no event of the topic, it says so."""
     ids = [desk.refuse(deposit(n, amount_minor=n - 2)) for n in range(4)]
-    change = dlq.expression("event | {'amount_minor': 60 // event['amount_minor']}")
-    edits = desk.edit(ids, change)
-    assert [e.after["amount_minor"] if e.after else None for e in edits] == [-30, -60, None, 60]
-    assert "ZeroDivisionError" in str(edits[2].problem)
+    change = edits.expression("event | {'amount_minor': 60 // event['amount_minor']}")
+    made_of = desk.edit(ids, change)
+    assert [e.after["amount_minor"] if e.after else None for e in made_of] == [-30, -60, None, 60]
+    assert "ZeroDivisionError" in str(made_of[2].problem)
     assert [desk.letter(i).edited for i in ids] == [True, True, False, True]
     for text, reason in (
         ("event | {'colour': 'red'}", "colour"),
@@ -305,11 +326,11 @@ def test_a_transform_is_checked_letter_by_letter(desk: Desk) -> None:
         ("open('/etc/passwd').read()", "NameError"),
         ("event.clear()", "no event"),
     ):
-        (made,) = desk.edit([ids[0]], dlq.expression(text))
+        (made,) = desk.edit([ids[0]], edits.expression(text))
         assert reason in str(made.problem), text
         assert made.before == desk.codec.decode(desk.accounts.deposits, desk.letter(ids[0]).to_value).event
     with pytest.raises(DlqError, match="no Python expression"):
-        dlq.expression("event = 1")
+        edits.expression("event = 1")
 
 
 def test_bytes_of_another_schema_are_read_as_it_and_written_with_the_newest(desk: Desk) -> None:
@@ -332,7 +353,7 @@ def test_bytes_of_another_schema_are_read_as_it_and_written_with_the_newest(desk
         desk.refuse(b"\x00" + number.to_bytes(4, "big") + body if number else body, error_class="undecodable")
         for number in (old_id, 999_999, 0)
     )
-    change = dlq.expression(
+    change = edits.expression(
         "{'event_id': event['id'], 'tenant': 'default', 'occurred_at': 1_700_000_000_000,"
         " 'account': event['account'], 'amount_minor': round(event['euros'] * 100)}"
     )
@@ -349,7 +370,7 @@ def test_bytes_of_another_schema_are_read_as_it_and_written_with_the_newest(desk
 def test_a_whole_event_stands_in_for_bytes_that_are_none(desk: Desk) -> None:
     """Random bytes are replaced by an event given as JSON."""
     id_ = desk.refuse(b"\xff\xfe", error_class="undecodable")
-    (made,) = desk.edit([id_], whole=dlq.from_json(json.dumps(deposit(1, amount_minor=5))))
+    (made,) = desk.edit([id_], whole=edits.from_json(json.dumps(deposit(1, amount_minor=5))))
     assert (made.problem, made.before) == (None, None)
     assert "/" in desk.redrive([id_])[id_]
 
@@ -357,15 +378,15 @@ def test_a_whole_event_stands_in_for_bytes_that_are_none(desk: Desk) -> None:
 def test_only_open_letters_are_edited_discarded_or_redriven(desk: Desk) -> None:
     """A discarded letter is neither edited nor redriven until it is reopened; a redriven one never again."""
     id_ = desk.refuse(deposit(1, amount_minor=5))
-    assert dlq.discard(desk.connection, [id_], "ann", "a test") == [id_]
-    assert dlq.discard(desk.connection, [id_], "ann", "again") == []
-    assert "only open" in str(desk.edit([id_], dlq.setting(["amount_minor=1"]))[0].problem)
+    assert letters.discard(desk.connection, [id_], "ann", "a test") == [id_]
+    assert letters.discard(desk.connection, [id_], "ann", "again") == []
+    assert "only open" in str(desk.edit([id_], edits.setting(["amount_minor=1"]))[0].problem)
     assert "discarded" in desk.redrive([id_])[id_]
-    assert dlq.reopen(desk.connection, [id_], "ben", None) == [id_]
+    assert letters.reopen(desk.connection, [id_], "ben", None) == [id_]
     assert "/" in desk.redrive([id_])[id_]
-    assert dlq.discard(desk.connection, [id_], "ann", "too late") == []
+    assert letters.discard(desk.connection, [id_], "ann", "too late") == []
     assert "only open" in str(desk.edit([id_])[0].problem)
-    steps = dlq.history(desk.connection, desk.letter(id_))
+    steps = letters.history(desk.connection, desk.letter(id_))
     assert [(s["action"], s["actor"]) for s in steps] == [
         ("discard", "ann"),
         ("reopen", "ben"),
@@ -378,7 +399,7 @@ def test_only_open_letters_are_edited_discarded_or_redriven(desk: Desk) -> None:
 def test_the_audit_is_only_ever_added_to(desk: Desk) -> None:
     """Neither UPDATE nor DELETE nor TRUNCATE of the audit, nor the deletion of a letter that has one."""
     id_ = desk.refuse(deposit(1))
-    dlq.discard(desk.connection, [id_], "ann", "a test")
+    letters.discard(desk.connection, [id_], "ann", "a test")
     for statement in (
         "UPDATE dead_letter_actions SET actor = 'nobody'",
         "DELETE FROM dead_letter_actions",
@@ -411,19 +432,19 @@ def test_letters_are_selected_by_every_condition(desk: Desk) -> None:
         "match": "odd REASON",
         "input_id": "e4",
         "consumer": "somebody",
-        "until": dlq.moment("2d", now),
+        "until": letters.moment("2d", now),
         "topic": desk.accounts.deposits.dlq.name,
     }
     for condition, id_ in wanted.items():
         selection = Selection(pipeline=name, **{condition: values[condition]})
-        assert dlq.ids_of(desk.connection, selection) == [id_], condition
-    everything = dlq.ids_of(desk.connection, Selection(pipeline=name))
-    since = dlq.ids_of(desk.connection, Selection(pipeline=name, since=dlq.moment("2d", now)))
+        assert letters.ids_of(desk.connection, selection) == [id_], condition
+    everything = letters.ids_of(desk.connection, Selection(pipeline=name))
+    since = letters.ids_of(desk.connection, Selection(pipeline=name, since=letters.moment("2d", now)))
     assert set(everything) - set(since) == {wanted["until"]}
-    dlq.discard(desk.connection, [wanted["match"]], "tests", "no")
-    assert wanted["match"] not in dlq.ids_of(desk.connection, Selection(pipeline=name))
+    letters.discard(desk.connection, [wanted["match"]], "tests", "no")
+    assert wanted["match"] not in letters.ids_of(desk.connection, Selection(pipeline=name))
     discarded = Selection(pipeline=name, statuses=("discarded",))
-    assert dlq.ids_of(desk.connection, discarded) == [wanted["match"]]
+    assert letters.ids_of(desk.connection, discarded) == [wanted["match"]]
 
 
 def test_causes_count_letters_that_differ_in_numbers_only(desk: Desk) -> None:
@@ -431,19 +452,30 @@ def test_causes_count_letters_that_differ_in_numbers_only(desk: Desk) -> None:
     for n in range(5):
         desk.refuse(deposit(n), error=f"{n} bytes follow the event 'e{n}'; send one event a record")
     desk.refuse(deposit(9), error="something else")
-    found = dlq.causes(desk.connection, Selection(pipeline=desk.accounts.pipeline.name))
+    found = letters.causes(desk.connection, Selection(pipeline=desk.accounts.pipeline.name))
     assert [c.letters for c in found] == [5, 1]
+
+
+def test_a_letter_cannot_steer_a_terminal(desk: Desk) -> None:
+    """Escape sequences in a reason, a field or bytes are shown, not obeyed."""
+    evil = "\x1b[2J\x07"
+    id_ = desk.refuse(deposit(1, account=f"a{evil}"), error=f"no {evil}", consumer=evil, key=evil.encode())
+    letter = desk.letter(id_)
+    shown = list(view.lines(letter, edits.read(desk.codec, desk.accounts.deposits, letter.value), None, []))
+    shown += view.lines(letter, edits.Content(None, f"no {evil}"), None, [])
+    assert all(c.isprintable() or c == "\n" for line in shown for c in line)
+    assert any("\\x1b[2J" in line for line in shown) and any("1b 5b 32 4a" in line for line in shown)
 
 
 def test_times_are_read_as_people_write_them() -> None:
     """`2h` ago, a date, a time with its zone; anything else is refused in a sentence."""
     now = datetime(2026, 3, 1, 12, tzinfo=UTC)
-    assert dlq.moment("2h", now) == datetime(2026, 3, 1, 10, tzinfo=UTC)
-    assert dlq.moment("7d", now) == datetime(2026, 2, 22, 12, tzinfo=UTC)
-    assert dlq.moment("2026-02-01", now) == datetime(2026, 2, 1, tzinfo=UTC)
-    assert dlq.moment("2026-02-01T12:00:00+02:00", now) == datetime(2026, 2, 1, 10, tzinfo=UTC)
+    assert letters.moment("2h", now) == datetime(2026, 3, 1, 10, tzinfo=UTC)
+    assert letters.moment("7d", now) == datetime(2026, 2, 22, 12, tzinfo=UTC)
+    assert letters.moment("2026-02-01", now) == datetime(2026, 2, 1, tzinfo=UTC)
+    assert letters.moment("2026-02-01T12:00:00+02:00", now) == datetime(2026, 2, 1, 10, tzinfo=UTC)
     with pytest.raises(DlqError, match="is no time"):
-        dlq.moment("yesterday", now)
+        letters.moment("yesterday", now)
 
 
 def test_the_command_line_shows_first_and_does_with_apply(

@@ -10,12 +10,15 @@ import sys
 from pathlib import Path
 from random import Random
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from infra.cli import build
 from infra.codec import RegistryUnavailable, read_body
 from infra.schema_versions import ReleaseRefused, example_problems, registered, release
 from infra.settings import Settings
@@ -25,7 +28,6 @@ from schemas.declare import Evidence, Pipeline, Pipelines, Processor, Table, Top
 from schemas.difference import differences
 from schemas.pipelines import PIPELINES
 from schemas.released import Declared, affected, declared, judge, roll_out
-from tests.instance import millrace
 from tests.schemas.avro_pairs import pair
 
 Json = Any
@@ -261,22 +263,25 @@ def test_whom_a_change_concerns(tmp_path: Path) -> None:
 def test_a_registry_is_compared_version_by_version(registry: Settings, tmp_path: Path) -> None:
     """Not registered, registered, registered by somebody else, and refused by the registry's own level."""
     url = registry.schema_registry_url
-    schema = parcel(tmp_path)
+    name = f"parcels-{uuid4().hex}"  # the registry outlives the session
+    parcel(tmp_path)
+    schema = Declared((topic(tmp_path, name),))
     release(schema)
     (found,) = registered(url, [schema])
     assert (found.level, found.versions, found.version, found.breaking) == ("FULL_TRANSITIVE", (), None, ())
     with SchemaRegistryClient({"url": url}) as client:
-        client.register_schema("parcels-value", Schema(json.dumps(PARCEL), "AVRO"))
+        client.register_schema(f"{name}-value", Schema(json.dumps(PARCEL), "AVRO"))
         foreign = added(name="van", type="string", default="")
-        client.register_schema("parcels-value", Schema(json.dumps(foreign), "AVRO"))
+        client.register_schema(f"{name}-value", Schema(json.dumps(foreign), "AVRO"))
         (found,) = registered(url, [schema])
         assert (found.versions, found.version, found.foreign, found.breaking) == ((1, 2), 1, (2,), ())
         # Against what was released this would do, but not against what somebody registered.
-        clash = parcel(tmp_path, added(name="van", type="int", default=0), {**EXAMPLE, "van": 1})
+        parcel(tmp_path, added(name="van", type="int", default=0), {**EXAMPLE, "van": 1})
+        clash = Declared((topic(tmp_path, name),))
         assert judge(clash).breaking == []
         (found,) = registered(url, [clash])
         assert "field `van`" in found.breaking[0] and "registered version 2" in found.breaking[0]
-        client.set_compatibility("parcels-value", "NONE")
+        client.set_compatibility(f"{name}-value", "NONE")
         (found,) = registered(url, [clash])
         assert (found.level, found.breaking) == ("NONE", ())
     with pytest.raises(RegistryUnavailable, match="does not answer"):
@@ -320,15 +325,17 @@ def test_the_command_fails_with_difference_consumers_and_order(tmp_path: Path) -
     assert told[0]["roll_out"][1] == "then the producers: fraud-scoring"
     refused = check("release", "card-decisions")
     assert refused.returncode == 1 and "rules_version" in refused.stderr
-    assert "there is no schema" in check("check", "nonsense", "--offline").stderr
 
 
-def test_the_command_compares_with_the_registry(registry: Settings) -> None:
+def test_the_command_compares_with_the_registry(registry: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a registry it is compared too; without one the command says how to leave it out."""
-    done = millrace(registry, "schema", "check", "card-transactions", "--json")
-    assert done.returncode == 0, done.stderr
-    (told,) = json.loads(done.stdout)
+    command, runner = build(), CliRunner()
+    done = runner.invoke(command, ["schema", "check", "card-transactions", "--json"])
+    assert done.exit_code == 0, done.output
+    (told,) = json.loads(done.output)
     assert [s["subject"] for s in told["registry"]] == ["card-transactions-value"]
-    away = Settings({**registry.environ, "SCHEMA_REGISTRY_URL": "http://127.0.0.1:1"})
-    refused = millrace(away, "schema", "check")
-    assert refused.returncode == 1 and "--offline" in refused.stderr
+    assert "there is no schema" in runner.invoke(command, ["schema", "check", "nonsense"]).output
+    assert "is none of NONE" in runner.invoke(command, ["schema", "check", "--level", "SOME"]).output
+    monkeypatch.setenv("SCHEMA_REGISTRY_URL", "http://127.0.0.1:1")
+    refused = runner.invoke(command, ["schema", "check"])
+    assert refused.exit_code == 1 and "--offline" in refused.output

@@ -15,11 +15,11 @@ from datetime import UTC, datetime
 
 from confluent_kafka import KafkaError, KafkaException, Message
 
-from infra import dlq
 from infra.broker import admin, producer
 from infra.checkpoints import TopicPartition
 from infra.codec import Codec
-from infra.dlq import OPEN, REDRIVEN, SENDING, DlqError, Letter
+from infra.dlq import edits, letters
+from infra.dlq.letters import OPEN, REDRIVEN, SENDING, DlqError, Letter
 from infra.postgres import Connection, connect
 from infra.settings import Settings
 from infra.topic_log import at_time, ends, partitions, read
@@ -87,10 +87,10 @@ def plan(codec: Codec, pipelines: Pipelines, letter: Letter, now: datetime) -> P
         return Plan(
             letter=letter, problem=f"it is {letter.status}; `millrace dlq reopen` opens a discarded one"
         )
-    topic = dlq.topic_of(pipelines, letter)
+    topic = edits.topic_of(pipelines, letter)
     if topic is None:
         return Plan(letter=letter, problem=f"no pipeline declares topic {letter.topic}; discard it")
-    content = dlq.read(codec, topic, letter.to_value)
+    content = edits.read(codec, topic, letter.to_value)
     if content.fault is not None or content.event is None:
         return Plan(letter=letter, problem=f"{content.fault}; correct it with `millrace dlq edit`")
     ahead_ms = content.event[topic.event_time] // topic.event_time_unit_per_ms - now.timestamp() * 1000
@@ -135,7 +135,7 @@ def redrive(
             wanted = [i for i in ids if i not in arrived]
             started, sent = time.monotonic(), 0
             size = max(1, min(CHUNK_RECORDS, int(rate or CHUNK_RECORDS)))
-            for chunk in dlq.chunks(wanted, size):
+            for chunk in letters.chunks(wanted, size):
                 if rate is not None and (ahead := sent / rate - (time.monotonic() - started)) > 0:
                     time.sleep(ahead)
                 for outcome in sender.send(chunk):
@@ -207,7 +207,7 @@ class _Sender:
         outcomes: list[Outcome] = []
         begun: list[tuple[Plan, int]] = []
         with self._connection.transaction():
-            for letter in dlq.load(self._connection, ids, lock=True):
+            for letter in letters.load(self._connection, ids, lock=True):
                 planned = plan(self._codec, self._pipelines, letter, datetime.now(UTC))
                 if planned.topic is None:
                     outcomes.append(Outcome(letter=letter.id, problem=planned.problem))
@@ -285,7 +285,7 @@ def _redriven(
 
 
 def _unsent(connection: Connection, letter: int, actor: str, reason: str) -> None:
-    dlq.act(connection, [letter], "unsent", actor, reason)
+    letters.act(connection, [letter], "unsent", actor, reason)
     connection.execute(
         "UPDATE dead_letters SET status = %s WHERE id = %s AND status = %s", (OPEN, letter, SENDING)
     )
