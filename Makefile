@@ -31,12 +31,13 @@ demo: setup ## Feed all four domains and watch; DEMO_SECONDS=60 stops by itself 
 # --- verify ---
 
 .PHONY: check lint format test
-check: setup ## Lint, types, import directions, generated docs
+check: setup ## Lint, types, import directions, generated docs, schemas against released ones
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/millrace docs --check
+	$(BIN)/millrace schema check --offline
 
 lint: setup ## Lint alone
 	$(BIN)/ruff check .

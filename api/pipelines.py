@@ -78,6 +78,10 @@ class Position(BaseModel):
 class DeadLetter(BaseModel):
     """A record that could not be decoded, decided or stored, and the reason."""
 
+    id: int = Field(description="For `millrace dlq show ID`.")
+    status: str = Field(
+        description="open; sending (a redrive is under way, or was killed); redriven; discarded."
+    )
     pipeline: str
     consumer: str = Field(description="The processor or sink that refused it.")
     topic: str
@@ -125,8 +129,8 @@ async def positions(name: str, database: Database) -> list[Position]:
 
 
 _LETTER = (
-    'pipeline, consumer, topic, partition, "offset", tenant, schema_id, input_id, error_class, field, error,'
-    " octet_length(value) AS value_bytes, append_time, created_at"
+    'id, status, pipeline, consumer, topic, partition, "offset", tenant, schema_id, input_id, error_class,'
+    " field, error, octet_length(value) AS value_bytes, append_time, created_at"
 )
 
 
@@ -140,6 +144,7 @@ async def dead_letters(
     topic: Annotated[str | None, Query(description="Only of this topic.")] = None,
     error_class: Annotated[str | None, Query(description="Only of this class, as `undecodable`.")] = None,
     input_id: Annotated[str | None, Query(description="Only of the event with this id.")] = None,
+    status: Annotated[str | None, Query(description="Only of this standing, as `open`.")] = None,
     since: Annotated[AwareDatetime | None, Query(description="Only stored at or after this time.")] = None,
     until: Annotated[AwareDatetime | None, Query(description="Only stored before this time.")] = None,
     limit: Limit = 100,
@@ -154,6 +159,7 @@ async def dead_letters(
         " AND ($6::timestamptz IS NULL OR created_at >= $6) AND ($7::timestamptz IS NULL OR created_at < $7)"
         ' AND ($8::timestamptz IS NULL OR (created_at, topic, partition, "offset", consumer)'
         " < ($8, $9::text, $10::bigint, $11::bigint, $12::text))"
+        " AND ($14::text IS NULL OR status = $14)"
         ' ORDER BY created_at DESC, topic DESC, partition DESC, "offset" DESC, consumer DESC LIMIT $13',
         pipeline,
         consumer,
@@ -164,6 +170,7 @@ async def dead_letters(
         until,
         *after,
         limit + 1,
+        status,
     )
     items = [DeadLetter(**row) for row in rows[:limit]]
     if len(rows) <= limit:

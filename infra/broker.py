@@ -93,7 +93,21 @@ def ensure_topics(bootstrap_servers: str, specs: Iterable[TopicSpec]) -> list[st
             reason = error.args[0]
             if not (isinstance(reason, KafkaError) and reason.code() == KafkaError.TOPIC_ALREADY_EXISTS):
                 raise RuntimeError(f"topic {name} could not be created: {error}") from error
+    _wait_for_leaders(client, {s.name for s in missing})
     return [s.name for s in missing]
+
+
+def _wait_for_leaders(client: AdminClient, names: set[str]) -> None:
+    """Until the broker tells of new topics: a busy one takes a while, and consumers would stop meanwhile."""
+    until = time.monotonic() + ADMIN_SECONDS
+    while waiting := names - {
+        name
+        for name, topic in client.list_topics(timeout=ADMIN_SECONDS).topics.items()
+        if topic.error is None and topic.partitions and all(p.leader >= 0 for p in topic.partitions.values())
+    }:
+        if time.monotonic() > until:
+            raise RuntimeError(f"topic {min(waiting)} was created, but has no leader; see `millrace status`")
+        time.sleep(0.05)
 
 
 def producer(bootstrap_servers: str, **overrides: Any) -> Producer:

@@ -80,6 +80,28 @@ def full_name(schema: dict[str, Any]) -> str:
     return f"{namespace}.{name}" if namespace and "." not in name else name
 
 
+def write_body(schema: Any, event: Event) -> bytes:
+    """An event as Avro by a schema (parsed JSON), without the wire format's header."""
+    out = io.BytesIO()
+    fastavro.schemaless_writer(
+        out, fastavro.parse_schema(without_logical_types(schema)), event, strict_allow_default=True
+    )
+    return out.getvalue()
+
+
+def read_body(data: bytes, writer: Any, reader: Any) -> Event:
+    """What a reader's schema makes of the bytes that a writer's schema describes (both parsed JSON)."""
+    body = io.BytesIO(data)
+    event = fastavro.schemaless_reader(
+        body,
+        fastavro.parse_schema(without_logical_types(writer)),
+        fastavro.parse_schema(without_logical_types(reader)),
+    )
+    if not isinstance(event, dict) or body.read(1):
+        raise ValueError("the bytes are not one event")
+    return event
+
+
 class Codec:
     """Encodes with each topic's own schema; decodes whatever registered version a record was written with."""
 
@@ -177,6 +199,43 @@ class Codec:
             raise RegistryUnavailable(str(error)) from error
         version: int | None = found.version
         return version
+
+    def decode_as_written(self, data: bytes | None, schema_id: int | None = None) -> Event:
+        """What the writer's schema alone makes of `data`, whatever its topic's readers expect.
+
+        With `schema_id`, by that schema instead of the one that the bytes name; bytes that do not start with
+        a zero byte and an id are then taken for the body alone. Raises `Undecodable`, `RegistryUnavailable`.
+        """
+        if data is None:
+            raise Undecodable("the record has no value (a tombstone)")
+        framed = len(data) >= _HEADER.size and data[0] == MAGIC
+        if schema_id is None:
+            if not framed:
+                raise Undecodable("the value does not start with a zero byte and a schema id")
+            schema_id = _HEADER.unpack_from(data)[1]
+        try:
+            text = self._client.get_schema(schema_id).schema_str
+        except SchemaRegistryError as error:
+            if error.http_status_code == 404:
+                raise Undecodable(f"schema {schema_id} is not registered", schema_id) from error
+            raise RegistryUnavailable(str(error)) from error
+        except Exception as error:  # of whichever HTTP library the client found
+            raise RegistryUnavailable(str(error)) from error
+        assert text is not None
+        body = io.BytesIO(data[_HEADER.size :] if framed else data)
+        try:
+            writer = fastavro.parse_schema(without_logical_types(json.loads(text)))
+            event = fastavro.schemaless_reader(body, writer, None)
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever the decoder raises is a function of the bytes alone
+            raise Undecodable(
+                f"the value is not what schema {schema_id} describes ({type(error).__name__}: {error})",
+                schema_id,
+            ) from error
+        if not isinstance(event, dict) or body.read(1):
+            raise Undecodable(f"the value is not one event of schema {schema_id}", schema_id)
+        return event
 
     def _reader(self, topic: Topic) -> Any:
         schema = self._readers.get(topic.name)

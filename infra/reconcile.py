@@ -185,7 +185,9 @@ def _refused_answers(connection: Connection, pipeline: Pipeline, topic: Topic, *
     inputs = [t.name for t in pipeline.inputs]
     rows = connection.execute(
         "SELECT tenant, input_id FROM dead_letters"
-        " WHERE pipeline = %s AND topic <> ALL(%s) AND input_id IS NOT NULL",
+        " WHERE pipeline = %s AND topic <> ALL(%s) AND input_id IS NOT NULL"
+        # A redriven answer is on its topic again: stored by now, or refused anew as another letter.
+        " AND status <> 'redriven'",
         (pipeline.name, inputs),
     )
     found = [_identity(tenant, event_id, by_tenant=by_tenant) for tenant, event_id in rows]

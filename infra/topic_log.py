@@ -19,10 +19,9 @@ from infra.checkpoints import TopicPartition
 from schemas.declare import Topic
 
 READ_RECORDS = 10_000
-NEW_TOPIC_SECONDS = 15.0
-_LEADERLESS = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 SILENCE_SECONDS = 30.0
 """Reading fails when a partition that has not ended yields nothing for this long."""
+_LEADERLESS = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
 
 
 class LogUnreadable(ConnectionError):
@@ -61,27 +60,21 @@ def _list(
     admin: AdminClient, wanted: Iterable[TopicPartition], spec: OffsetSpec
 ) -> dict[TopicPartition, int]:
     asked = {KafkaPartition(p.topic, p.partition): spec for p in wanted}
-    patient_until = time.monotonic() + NEW_TOPIC_SECONDS
+    until = time.monotonic() + ADMIN_SECONDS
     while True:
-        found = {}
         try:
             answers = admin.list_offsets(
                 asked, request_timeout=ADMIN_SECONDS, isolation_level=IsolationLevel.READ_COMMITTED
             )
-            for at, future in answers.items():
-                info: Any = future.result()
-                found[TopicPartition(at.topic, at.partition)] = int(info.offset)
-            return found
+            results: list[tuple[KafkaPartition, Any]] = [(at, f.result()) for at, f in answers.items()]
+            return {TopicPartition(at.topic, at.partition): int(info.offset) for at, info in results}
         except KafkaException as error:
-            reason = error.args[0]
-            # A partition that was created just now has no leader yet.
-            leaderless = isinstance(reason, KafkaError) and reason.code() in _LEADERLESS
-            if leaderless and time.monotonic() < patient_until:
-                time.sleep(0.2)
-                continue
-            raise LogUnreadable(
-                f"the broker does not tell its offsets: {error}; see `millrace status`"
-            ) from error
+            # A partition is without a leader for a moment after it was created or its broker restarted.
+            if error.args[0].code() not in _LEADERLESS or time.monotonic() > until:
+                raise LogUnreadable(
+                    f"the broker does not tell its offsets: {error}; see `millrace status`"
+                ) from error
+            time.sleep(0.1)
 
 
 def read(

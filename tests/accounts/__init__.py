@@ -19,6 +19,9 @@ from streams.decide import KeyedState, Outcomes, Record, Versions
 HERE = Path(__file__).parent
 
 
+_KEPT = ("event_id", "tenant", "occurred_at", "account", "amount_minor")
+
+
 class Account(msgspec.Struct, array_like=True):
     """What is kept of an account."""
 
@@ -63,7 +66,7 @@ class Accounting:
             account.balance_minor += event["amount_minor"]
             account.version += 1
             answer = {
-                **event,
+                **{name: event[name] for name in _KEPT},
                 "input_id": event["event_id"],
                 "balance_minor": account.balance_minor,
                 "version": account.version,
@@ -77,19 +80,19 @@ class Accounting:
 class Accounts:
     """The pipeline under names of its own."""
 
-    def __init__(self, prefix: str, partitions: int = 3) -> None:
-        def topic(name: str) -> Topic:
+    def __init__(self, prefix: str, partitions: int = 3, deposits_schema: str = "deposits") -> None:
+        def topic(name: str, schema: str | None = None) -> Topic:
             return Topic(
                 domain=str(HERE),
                 name=f"{prefix}-{name}",
-                schema_name=name,
+                schema_name=schema or name,
                 key="account",
                 owner="tests",
                 about=name,
                 partitions=partitions,
             )
 
-        self.deposits, self.balances = topic("deposits"), topic("balances")
+        self.deposits, self.balances = topic("deposits", deposits_schema), topic("balances")
         word = prefix.replace("-", "_")
         self.processor = Processor(
             name=f"{prefix}-accounting", sources=(self.deposits,), outputs=(self.balances,), stateful=True

@@ -152,6 +152,7 @@ def test_filters_narrow_the_list(client: TestClient, letters: str) -> None:
     assert count(consumer="sink") == 12
     assert count(error_class="invalid") == 13
     assert count(error_class="invalid", consumer="sink") == 0
+    assert (count(status="open"), count(status="redriven")) == (25, 0)
     assert count(topic="other") == 0
     assert count(input_id="id-7") == 1
     assert count(since=(START + timedelta(seconds=3)).isoformat()) == 10
