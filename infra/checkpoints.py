@@ -24,6 +24,10 @@ class Fenced(RuntimeError):
     exit_code = exit_codes.FENCED
 
 
+class Held(ConnectionError):
+    """A swap holds the consumer for a moment: partitions are claimed again when it is over."""
+
+
 class PositionRefused(RuntimeError):
     """The stored position does not fit the topic (deleted, truncated, restored from elsewhere)."""
 
@@ -68,14 +72,17 @@ class Checkpoints:
         """Raise the partition's epoch and return it with the position to continue from.
 
         A partition never claimed before starts at the log's start. Raises `PositionRefused` (and leaves the
-        epoch alone) where the position lies outside the log or belongs to another topic of the same name.
+        epoch alone) where the position lies outside the log or belongs to another topic of the same name,
+        and `Held` while a swap is under way.
         """
         with connection.transaction():
+            if (run_id := self.held_by(connection)) is not None:
+                raise Held(f"{self.consumer}: held for the swap of replay {run_id}")
             row = connection.execute(
                 "INSERT INTO checkpoints (consumer, topic, partition, topic_id, epoch, next_offset)"
                 " VALUES (%s, %s, %s, %s, 1, %s)"
                 " ON CONFLICT (consumer, topic, partition)"
-                " DO UPDATE SET epoch = checkpoints.epoch + 1, updated_at = now()"
+                " DO UPDATE SET epoch = checkpoints.epoch + 1, held_by = NULL, updated_at = now()"
                 " RETURNING epoch, next_offset, topic_id",
                 (self.consumer, at.topic, at.partition, log.topic_id, log.start),
             ).fetchone()
@@ -132,6 +139,26 @@ class Checkpoints:
         )
         if cursor.rowcount != 1:
             raise self._fenced(at, epoch, None)
+
+    def held_by(self, connection: Connection) -> int | None:
+        """The run for whose swap this consumer shall give up its partitions; None normally."""
+        row = connection.execute(
+            "SELECT run_id FROM holds WHERE consumer = %s AND expires_at > clock_timestamp()",
+            (self.consumer,),
+        ).fetchone()
+        return int(str(row[0])) if row else None
+
+    def give_up(self, connection: Connection, epochs: dict[TopicPartition, int], run_id: int) -> None:
+        """Tell the swap of `run_id` that nothing more will come of these partitions: all is committed."""
+        with connection.transaction(), connection.cursor() as cursor:
+            self.lock(cursor, epochs)
+            for at in epochs:
+                # With a raised epoch even a commit that is still on its way comes too late.
+                cursor.execute(
+                    "UPDATE checkpoints SET epoch = epoch + 1, held_by = %s"
+                    " WHERE consumer = %s AND topic = %s AND partition = %s",
+                    (run_id, self.consumer, at.topic, at.partition),
+                )
 
     def _fenced(self, at: TopicPartition, mine: int, current: int | None) -> Fenced:
         return Fenced(

@@ -42,6 +42,16 @@ def ends(admin: AdminClient, wanted: Iterable[TopicPartition]) -> dict[TopicPart
     return _list(admin, wanted, OffsetSpec.latest())
 
 
+def at_time(
+    admin: AdminClient, wanted: Iterable[TopicPartition], append_ms: int
+) -> dict[TopicPartition, int]:
+    """The first offset appended at this time or later; the end where there is none. Raises `LogUnreadable`."""
+    asked = list(wanted)
+    end = ends(admin, asked)
+    found = _list(admin, asked, OffsetSpec.for_timestamp(append_ms))
+    return {at: offset if offset >= 0 else end[at] for at, offset in found.items()}
+
+
 def _list(
     admin: AdminClient, wanted: Iterable[TopicPartition], spec: OffsetSpec
 ) -> dict[TopicPartition, int]:

@@ -8,6 +8,7 @@ import time
 
 from infra.broker import PartitionBatch, Source, producer
 from infra.codec import Codec, RegistryUnavailable
+from infra.generations import sink_url
 from infra.progress import Progress
 from infra.settings import Settings
 from infra.telemetry.health import Health
@@ -44,7 +45,7 @@ class Sink:
             mappings,
             self._codec,
             producer(settings.kafka_bootstrap_servers),
-            settings.database_url,
+            sink_url(settings.database_url),
             self.progress,
         )
         self._source = Source(
