@@ -83,7 +83,7 @@ def create_like(connection: Connection, name: str, schema: str) -> None:
     ).fetchone()
     assert row is not None
     key, time, width, hypertable = row
-    partitioned = sql.SQL(" PARTITION BY " + str(key) if key else "")  # type: ignore[arg-type]
+    partitioned = sql.SQL(" PARTITION BY " + str(key) if key else "")
     connection.execute(
         sql.SQL("CREATE TABLE {} (LIKE {} INCLUDING ALL){}").format(target, source, partitioned)
     )
@@ -149,13 +149,14 @@ def _views_of(connection: Connection, name: str) -> list[_View]:
     return [
         _View(
             sql.Identifier(str(schema), str(view)),
-            sql.SQL(str(definition).rstrip().rstrip(";")),  # type: ignore[arg-type]
+            sql.SQL(str(definition).rstrip().rstrip(";")),
         )
         for schema, view, definition in connection.execute(
             "SELECT DISTINCT n.nspname, v.relname, pg_get_viewdef(v.oid) FROM pg_depend d"
             " JOIN pg_rewrite r ON r.oid = d.objid AND d.classid = 'pg_rewrite'::regclass"
             " JOIN pg_class v ON v.oid = r.ev_class JOIN pg_namespace n ON n.oid = v.relnamespace"
-            " WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = to_regclass(%s) AND v.oid <> d.refobjid",
+            " WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = to_regclass(%s)"
+            " AND v.oid <> d.refobjid",
             (f'public."{name}"',),
         )
     ]

@@ -45,7 +45,10 @@ def ends(admin: AdminClient, wanted: Iterable[TopicPartition]) -> dict[TopicPart
 def at_time(
     admin: AdminClient, wanted: Iterable[TopicPartition], append_ms: int
 ) -> dict[TopicPartition, int]:
-    """The first offset appended at this time or later; the end where there is none. Raises `LogUnreadable`."""
+    """The first offset appended at this time or later; the end where there is none.
+
+    Raises `LogUnreadable`.
+    """
     asked = list(wanted)
     end = ends(admin, asked)
     found = _list(admin, asked, OffsetSpec.for_timestamp(append_ms))

@@ -47,7 +47,7 @@ def replayed(pipeline: Pipeline, run_id: int) -> Pipeline:
     and another run over its inputs might interleave them otherwise. Outputs that no table is fed from
     are left out of the processors' outputs; they are held back.
     """
-    results = {t.name: _own(t, run_id) for t in pipeline.sink_topics}
+    results: dict[str, Topic] = {t.name: _own(t, run_id) for t in pipeline.sink_topics}
     # A table fed by an input topic, which no processor writes, is fed by it in the replay too.
     written = {o.name for p in pipeline.processors for o in p.outputs}
     results |= {name: _source(t, run_id) for t in pipeline.sink_topics if (name := t.name) not in written}
@@ -79,7 +79,7 @@ def sink_in_place(pipeline: Pipeline, run_id: int) -> Pipeline:
 
 def own_topics(pipeline: Pipeline) -> list[Topic]:
     """The topics of a replayed pipeline that exist for its run alone."""
-    found = {t.name: t for t in pipeline.topics if isinstance(t, RunTopic)}
+    found: dict[str, Topic] = {t.name: t for t in pipeline.topics if isinstance(t, RunTopic)}
     found |= {t.dlq.name: t.dlq for t in pipeline.topics}
     return list(found.values())
 

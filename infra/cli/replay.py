@@ -134,8 +134,8 @@ def run_(
         typer.echo(json.dumps({"run": run.run_id, "status": run.status, "records": run.records_done}))
         return
     typer.echo(
-        f"replay {run.run_id} is ready: {run.records_done:,} records in {time.monotonic() - began:.1f} s; next:"
-        f" `millrace replay {'abort' if run.in_place else 'diff'} {run.run_id}`"
+        f"replay {run.run_id} is ready: {run.records_done:,} records in {time.monotonic() - began:.1f} s;"
+        f" next: `millrace replay {'abort' if run.in_place else 'diff'} {run.run_id}`"
     )
 
 
@@ -199,8 +199,8 @@ def swap(
                     stopped=stopped, incomplete=incomplete, say=_say,
                 )  # fmt: skip
     typer.echo(
-        f"{', '.join(done.tables)} stand for replay {run} now; the processors were held for {done.held_s:.1f} s."
-        f" `millrace replay abort {run}` deletes the tables of before"
+        f"{', '.join(done.tables)} stand for replay {run} now; the processors were held for"
+        f" {done.held_s:.1f} s. `millrace replay abort {run}` deletes the tables of before"
     )
 
 
@@ -239,7 +239,8 @@ def list_(as_json: Json = False) -> None:
         state = "running" if working else "ended early" if r.status == "running" else r.status
         kind = "in place" if r.in_place else r.schema
         typer.echo(
-            f"{r.run_id:>4}  {r.pipeline:<10} {state:<12} {kind:<12} {r.records_done:>12,} of {r.records_all:,}"
+            f"{r.run_id:>4}  {r.pipeline:<10} {state:<12} {kind:<12} {r.records_done:>12,}"
+            f" of {r.records_all:,}"
             f"  from {r.options['from'] or 'the beginning'} to {r.options['to'] or 'live'}"
             f"  {r.started_at:%Y-%m-%d %H:%M} {r.started_by}"
         )
@@ -397,7 +398,8 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
     yield f"replay of {plan.pipeline}"
     for t in plan.topics:
         yield (
-            f"  {t.topic}: {t.records:,} records in {t.partitions} partitions, about {t.bytes_about / 1e6:,.1f} MB"
+            f"  {t.topic}: {t.records:,} records in {t.partitions} partitions,"
+            f" about {t.bytes_about / 1e6:,.1f} MB"
         )
         yield f"    appended {_time(t.append_from_ms)} to {_time(t.append_to_ms)} UTC"
         yield f"    event time {_time(t.event_from_ms)} to {_time(t.event_to_ms)} UTC (sampled)"
@@ -428,7 +430,8 @@ def _diff_lines(run: Run, tables: list[Difference]) -> Iterator[str]:
     yield f"  {'table':<24}{'live':>12}{'replayed':>12}{'same':>12}{'added':>10}{'changed':>10}{'gone':>10}"
     for d in tables:
         yield (
-            f"  {d.table:<24}{d.live:>12,}{d.replayed:>12,}{d.same:>12,}{d.added:>10,}{d.changed:>10,}{d.gone:>10,}"
+            f"  {d.table:<24}{d.live:>12,}{d.replayed:>12,}{d.same:>12,}"
+            f"{d.added:>10,}{d.changed:>10,}{d.gone:>10,}"
         )
     for d in tables:
         if d.columns:

@@ -134,7 +134,7 @@ def _compare(
         r=shadow,
         key=sql.SQL(", ").join(map(sql.Identifier, table.key)),
     )
-    # Rows of the warm-up are not the replay's answer: they only tell what was answered late from what is gone.
+    # Rows of the warm-up are no answer: they only tell what was answered late from what is gone.
     warm = _warm(run, table)
     kind = sql.SQL(
         "CASE WHEN l.source_offset IS NULL THEN CASE WHEN {warm} THEN 'warm' ELSE 'added' END"
@@ -239,6 +239,7 @@ def _samples(
     most: int,
 ) -> list[dict[str, Any]]:
     key = sql.SQL(", ").join(map(sql.Identifier, table.key))
+    chosen: sql.Composable
     if name == "changed":
         chosen = sql.SQL("to_jsonb(l) AS live, to_jsonb(r) AS replayed")
     else:

@@ -26,10 +26,10 @@ RETRY_SECONDS = 1.0
 
 
 class Stage(Protocol):
-    """A consumer of a replay: a processor or the sink. Positions and state are its own, in the run's schema."""
+    """A consumer of a replay: a processor or the sink. Positions and state lie in the run's schema."""
 
     name: str
-    topics: Sequence[Topic]
+    topics: tuple[Topic, ...]
     batch_records: int
 
     def claim(self, logs: Mapping[TopicPartition, LogBounds]) -> Mapping[TopicPartition, Claim]:

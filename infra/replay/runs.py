@@ -141,12 +141,14 @@ def create(
     with connection.transaction():
         connection.execute("LOCK TABLE replay_runs IN SHARE ROW EXCLUSIVE MODE")
         other = connection.execute(
-            "SELECT run_id FROM replay_runs WHERE pipeline = %s AND status IN ('running', 'ready', 'aborting')",
+            "SELECT run_id FROM replay_runs WHERE pipeline = %s"
+            " AND status IN ('running', 'ready', 'aborting')",
             (declared.name,),
         ).fetchone()
         if other is not None:
             raise RunRefused(
-                f"replay {other[0]} of {declared.name} is open; swap it, or `millrace replay abort {other[0]}`"
+                f"replay {other[0]} of {declared.name} is open; swap it, or delete it:"
+                f" `millrace replay abort {other[0]}`"
             )
         row = connection.execute(
             "INSERT INTO replay_runs (pipeline, in_place, status, options, places)"

@@ -175,7 +175,8 @@ def _holding(connection: Connection, run: Run, consumers: list[str]) -> Iterator
         connection.execute(
             "INSERT INTO holds (consumer, run_id, expires_at)"
             " SELECT c, %s, clock_timestamp() + make_interval(secs => %s) FROM unnest(%s::text[]) AS c"
-            " ON CONFLICT (consumer) DO UPDATE SET expires_at = excluded.expires_at, run_id = excluded.run_id",
+            " ON CONFLICT (consumer) DO UPDATE"
+            " SET expires_at = excluded.expires_at, run_id = excluded.run_id",
             (run.run_id, HOLD_SECONDS, consumers),
         )
 
@@ -213,8 +214,8 @@ def _given_up(
             break
         if time.monotonic() > end:
             raise RunRefused(
-                f"{waiting[0]} has not given up {waiting[1]}/{waiting[2]} within {GIVE_UP_SECONDS:.0f} s; if it"
-                " runs, swap again; if it was stopped, swap with --stopped"
+                f"{waiting[0]} has not given up {waiting[1]}/{waiting[2]} within {GIVE_UP_SECONDS:.0f} s;"
+                " if it runs, swap again; if it was stopped, swap with --stopped"
             )
         renew()
         time.sleep(0.05)
@@ -315,7 +316,8 @@ def _exchange_activations(connection: Connection, run: Run, consumers: list[str]
                 "INSERT INTO version_activations (consumer, topic, partition, kind, from_offset, version)"
                 " SELECT DISTINCT ON (consumer, kind, greatest(from_offset, {first}))"
                 " consumer, topic, partition, kind, greatest(from_offset, {first}), version"
-                " FROM {schema}.version_activations WHERE consumer = ANY(%s) AND topic = %s AND partition = %s"
+                " FROM {schema}.version_activations"
+                " WHERE consumer = ANY(%s) AND topic = %s AND partition = %s"
                 " ORDER BY consumer, kind, greatest(from_offset, {first}), from_offset DESC"
             ).format(first=sql.Literal(place.first), schema=sql.Identifier(run.schema)),
             where,
@@ -355,7 +357,8 @@ def _exchange_letters(
     for result, offset in run.places.results.items():
         if result.topic not in append_only:
             connection.execute(
-                'DELETE FROM dead_letters WHERE consumer = %s AND topic = %s AND partition = %s AND "offset" >= %s',
+                "DELETE FROM dead_letters WHERE consumer = %s AND topic = %s AND partition = %s"
+                ' AND "offset" >= %s',
                 (declared.sink_name, result.topic, result.partition, offset),
             )
     connection.execute(

@@ -108,8 +108,6 @@ def _settled(
         if live.settled:
             return dict(live.settled)
         if time.monotonic() > end:
-            say(
-                "the live sink does not store its results: what it still owes will show as added by the replay"
-            )
+            say("the live sink does not store its results: what it still owes will show as added")
             return live.positions(connection)
         time.sleep(0.2)
