@@ -427,11 +427,15 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
 
 def _diff_lines(run: Run, tables: list[Difference]) -> Iterator[str]:
     yield f"replay {run.run_id} of {run.pipeline} ({run.status}), beside live"
-    yield f"  {'table':<24}{'live':>12}{'replayed':>12}{'same':>12}{'added':>10}{'changed':>10}{'gone':>10}"
+    yield (
+        "  "
+        + f"{'table':<24}{'live':>12}{'replayed':>12}{'same':>12}"
+        + "".join(f"{kind:>10}" for kind in ("added", "changed", "gone", "later"))
+    )
     for d in tables:
         yield (
             f"  {d.table:<24}{d.live:>12,}{d.replayed:>12,}{d.same:>12,}"
-            f"{d.added:>10,}{d.changed:>10,}{d.gone:>10,}"
+            f"{d.added:>10,}{d.changed:>10,}{d.gone:>10,}{d.later:>10,}"
         )
     for d in tables:
         if d.columns:

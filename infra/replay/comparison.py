@@ -25,7 +25,8 @@ COMPARISON = "comparison_"
 
 @dataclass(frozen=True)
 class Difference:
-    """One table's differences. `columns`: in how many of the changed rows each column differs.
+    """One table's differences. `later` are live rows that newer records have written or renewed: they can be
+    compared when the replay has come as far. `columns`: in how many of the changed rows each column differs.
 
     Samples are rows as they are replayed (`added`), live (`gone`), or both (`changed`: column to the two
     values, with the key).
@@ -39,6 +40,7 @@ class Difference:
     added: int
     changed: int
     gone: int
+    later: int
     columns: Mapping[str, int]
     samples: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     comparison_table: str | None = None
@@ -139,7 +141,7 @@ def _compare(
     kind = sql.SQL(
         "CASE WHEN l.source_offset IS NULL THEN CASE WHEN {warm} THEN 'warm' ELSE 'added' END"
         " WHEN r.source_offset IS NULL THEN CASE WHEN l.compared THEN 'gone' ELSE 'later' END"
-        " WHEN {warm} OR NOT l.compared THEN 'warm'"
+        " WHEN {warm} THEN 'warm' WHEN NOT l.compared THEN 'later'"
         " WHEN {differs} THEN 'changed' ELSE 'same' END"
     ).format(warm=warm, differs=differs)
     counts = {
@@ -183,6 +185,7 @@ def _compare(
         added=counts.get("added", 0),
         changed=counts.get("changed", 0),
         gone=counts.get("gone", 0),
+        later=counts.get("later", 0),
         columns=dict(sorted(columns.items(), key=lambda c: -c[1])),
         samples=shown,
         comparison_table=comparison,

@@ -195,6 +195,4 @@ def put_in_force(
             live,
             look,
         ):
-            return swap(
-                settings, connection, run, accounts.pipeline, engine, live, look, **options
-            )
+            return swap(settings, connection, run, accounts.pipeline, engine, live, look, **options)
