@@ -19,6 +19,8 @@ from infra.checkpoints import TopicPartition
 from schemas.declare import Topic
 
 READ_RECORDS = 10_000
+NEW_TOPIC_SECONDS = 15.0
+_LEADERLESS = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 SILENCE_SECONDS = 30.0
 """Reading fails when a partition that has not ended yields nothing for this long."""
 
@@ -59,19 +61,27 @@ def _list(
     admin: AdminClient, wanted: Iterable[TopicPartition], spec: OffsetSpec
 ) -> dict[TopicPartition, int]:
     asked = {KafkaPartition(p.topic, p.partition): spec for p in wanted}
-    found = {}
-    try:
-        answers = admin.list_offsets(
-            asked, request_timeout=ADMIN_SECONDS, isolation_level=IsolationLevel.READ_COMMITTED
-        )
-        for at, future in answers.items():
-            info: Any = future.result()
-            found[TopicPartition(at.topic, at.partition)] = int(info.offset)
-    except KafkaException as error:
-        raise LogUnreadable(
-            f"the broker does not tell its offsets: {error}; see `millrace status`"
-        ) from error
-    return found
+    patient_until = time.monotonic() + NEW_TOPIC_SECONDS
+    while True:
+        found = {}
+        try:
+            answers = admin.list_offsets(
+                asked, request_timeout=ADMIN_SECONDS, isolation_level=IsolationLevel.READ_COMMITTED
+            )
+            for at, future in answers.items():
+                info: Any = future.result()
+                found[TopicPartition(at.topic, at.partition)] = int(info.offset)
+            return found
+        except KafkaException as error:
+            reason = error.args[0]
+            # A partition that was created just now has no leader yet.
+            if isinstance(reason, KafkaError) and reason.code() in _LEADERLESS:
+                if time.monotonic() < patient_until:
+                    time.sleep(0.2)
+                    continue
+            raise LogUnreadable(
+                f"the broker does not tell its offsets: {error}; see `millrace status`"
+            ) from error
 
 
 def read(

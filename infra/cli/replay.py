@@ -227,7 +227,20 @@ def list_(as_json: Json = False) -> None:
         typer.echo(
             json.dumps(
                 [
-                    {**asdict(r), "places": r.places.to_json(), "warm_ends": None, "working": working}
+                    {
+                        "run": r.run_id,
+                        "pipeline": r.pipeline,
+                        "in_place": r.in_place,
+                        "status": r.status,
+                        "working": working,
+                        "records_done": r.records_done,
+                        "records_all": r.records_all,
+                        "options": r.options,
+                        "started_by": r.started_by,
+                        "started_at": r.started_at,
+                        "updated_at": r.updated_at,
+                        **r.places.to_json(),
+                    }
                     for r, working in found
                 ],
                 indent=2,

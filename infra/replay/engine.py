@@ -141,6 +141,8 @@ class Throttle:
     def __init__(self, rate: float | None) -> None:
         self._rate = rate
         self._free_at = 0.0
+        self.most_at_once = 1 << 31 if rate is None else max(1, int(rate / 4))
+        """Records to take in one go, so that the rate is even."""
 
     def passed(self, records: int) -> None:
         """Wait as long as these records take at the rate."""
@@ -235,7 +237,7 @@ class Engine:
     def _step(self) -> bool:
         busy = False
         for stage, reader in zip(self._stages, self._readers, strict=True):
-            batches = reader.poll(stage.batch_records)
+            batches = reader.poll(min(stage.batch_records, self._throttle.most_at_once))
             if not batches:
                 continue
             busy = True

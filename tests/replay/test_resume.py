@@ -35,10 +35,10 @@ advance(settings, Codec(settings.schema_registry_url), accounts, run, rate=3_000
 
 def test_a_killed_replay_goes_on_where_it_was(database: Settings, codec: Codec, accounts: Accounts) -> None:
     """kill -9 three times on the way: the resumed run ends with the rows of an undisturbed one."""
-    total = 12_000
+    total = 16_000
     prefix = accounts.processor.name.removesuffix("-accounting")
     with running(database, accounts):
-        send(database, codec, accounts, [deposit(n % 11_000, f"a{n % 13}") for n in range(total)])
+        send(database, codec, accounts, [deposit(n % 15_000, f"a{n % 13}") for n in range(total)])
         wait_stored(database, accounts, total)
         run = begun(database, codec, accounts)
         seen: list[int] = []
