@@ -75,10 +75,10 @@ def _list(
         except KafkaException as error:
             reason = error.args[0]
             # A partition that was created just now has no leader yet.
-            if isinstance(reason, KafkaError) and reason.code() in _LEADERLESS:
-                if time.monotonic() < patient_until:
-                    time.sleep(0.2)
-                    continue
+            leaderless = isinstance(reason, KafkaError) and reason.code() in _LEADERLESS
+            if leaderless and time.monotonic() < patient_until:
+                time.sleep(0.2)
+                continue
             raise LogUnreadable(
                 f"the broker does not tell its offsets: {error}; see `millrace status`"
             ) from error

@@ -51,12 +51,10 @@ def replayed(pipeline: Pipeline, run_id: int) -> Pipeline:
     # A table fed by an input topic, which no processor writes, is fed by it in the replay too.
     written = {o.name for p in pipeline.processors for o in p.outputs}
     results |= {name: _source(t, run_id) for t in pipeline.sink_topics if (name := t.name) not in written}
-    processors = tuple(_replayed(p, results, run_id) for p in pipeline.processors)
     return replace(
         pipeline,
         inputs=tuple(_source(t, run_id) for t in pipeline.inputs),
-        # What keeps no state and feeds no table has nothing that a replay could compare or renew.
-        processors=tuple(p for p in processors if p.outputs or p.stateful),
+        processors=tuple(_replayed(p, results, run_id) for p in deciding_anew(pipeline)),
         tables=tuple(replace(t, topic=results[t.topic.name]) for t in pipeline.tables),
         evidence=tuple(replace(e, topic=_source(e.topic, run_id)) for e in pipeline.evidence),
     )
@@ -75,6 +73,13 @@ def sink_in_place(pipeline: Pipeline, run_id: int) -> Pipeline:
             for name, tables in _tables_by_topic(pipeline).items()
         ),
     )
+
+
+def deciding_anew(pipeline: Pipeline) -> tuple[Processor, ...]:
+    """The declared processors that a replay runs: what keeps no state and feeds no table has nothing that
+    could be compared or renewed."""
+    fed = {t.name for t in pipeline.sink_topics}
+    return tuple(p for p in pipeline.processors if p.stateful or any(o.name in fed for o in p.outputs))
 
 
 def own_topics(pipeline: Pipeline) -> list[Topic]:

@@ -17,7 +17,7 @@ from infra.settings import Settings
 if TYPE_CHECKING:
     from infra.codec import Codec
     from infra.postgres import Connection
-    from infra.replay.comparison import Difference
+    from infra.replay.comparison import Difference, Refusals
     from infra.replay.engine import Engine
     from infra.replay.live import Live
     from infra.replay.places import Places
@@ -154,7 +154,7 @@ def diff(
     """Compare a run's tables with the live ones: rows added, changed and gone, with samples."""
     with _explained(), _tools() as (settings, connection, _):
         from infra.replay import runs
-        from infra.replay.comparison import compare
+        from infra.replay.comparison import compare, refusals
 
         found = runs.find(connection, run)
         declared = _declared(found.pipeline)
@@ -163,12 +163,15 @@ def diff(
         if found.status not in ("running", "ready"):
             raise runs.RunRefused(f"replay {run} is {found.status}: there is nothing left to compare")
         tables = compare(settings, connection, found, declared, samples=samples, ignored=ignore or ())
+        refused = refusals(connection, found, declared)
     if as_json:
         rows = [{**asdict(d), "empty": d.empty} for d in tables]
-        typer.echo(json.dumps({"run": run, "status": found.status, "tables": rows}, indent=2, default=str))
+        letters = [asdict(r) for r in refused]
+        answer = {"run": run, "status": found.status, "tables": rows, "dead_letters": letters}
+        typer.echo(json.dumps(answer, indent=2, default=str))
     else:
-        typer.echo("\n".join(_diff_lines(found, tables)))
-    if exit_code and not all(d.empty for d in tables):
+        typer.echo("\n".join(_diff_lines(found, tables, refused)))
+    if exit_code and not (all(d.empty for d in tables) and not refused):
         raise typer.Exit(1)
 
 
@@ -438,7 +441,7 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
         yield f"  warning: {warning}"
 
 
-def _diff_lines(run: Run, tables: list[Difference]) -> Iterator[str]:
+def _diff_lines(run: Run, tables: list[Difference], refused: list[Refusals]) -> Iterator[str]:
     yield f"replay {run.run_id} of {run.pipeline} ({run.status}), beside live"
     yield (
         "  "
@@ -458,5 +461,9 @@ def _diff_lines(run: Run, tables: list[Difference]) -> Iterator[str]:
                 yield f"  {d.table} {kind}: {json.dumps(row, default=str)}"
         if d.comparison_table and not d.empty:
             yield f"  {d.table} is append-only; what differs stands in {d.comparison_table}"
-    if all(d.empty for d in tables):
+    for r in refused:
+        where = f"{r.error_class}, {r.field}" if r.field else r.error_class
+        counts = f"live {r.live:,}, replayed {r.replayed:,}"
+        yield f"  dead letters of {r.consumer} ({where}): {counts}: {r.example}"
+    if all(d.empty for d in tables) and not refused:
         yield "  nothing differs"

@@ -295,6 +295,43 @@ def _store(
     return f"{run.schema}.{name}"
 
 
+@dataclass(frozen=True)
+class Refusals:
+    """How many records of the range one consumer refuses with one reason, live and in the replay."""
+
+    consumer: str
+    error_class: str
+    field: str | None
+    live: int
+    replayed: int
+    example: str
+
+
+def refusals(connection: Connection, run: Run, declared: Pipeline) -> list[Refusals]:
+    """Dead letters of the processors in the range, where live and replay differ in number."""
+    consumers = [p.name for p in run.of(declared).processors]
+    bounds = sql.SQL(", ").join(
+        sql.SQL("({}, {}, {}::bigint)").format(*map(sql.Literal, (at.topic, at.partition, place.first)))
+        for at, place in run.places.sources.items()
+    )
+    query = sql.SQL(
+        "WITH reached AS (SELECT consumer, topic, partition, next_offset FROM {schema}.checkpoints),"
+        " first (topic, partition, first_offset) AS (VALUES {bounds}),"
+        ' letters AS (SELECT 1 AS live, 0 AS replayed, * FROM (SELECT consumer, topic, partition, "offset",'
+        " error_class, field, error FROM public.dead_letters) l"
+        ' UNION ALL SELECT 0, 1, consumer, topic, partition, "offset", error_class, field, error'
+        " FROM {schema}.dead_letters)"
+        " SELECT consumer, error_class, field, sum(live), sum(replayed), min(error) FROM letters"
+        " JOIN reached USING (consumer, topic, partition) JOIN first USING (topic, partition)"
+        ' WHERE consumer = ANY(%s) AND "offset" >= first_offset AND "offset" < next_offset'
+        " GROUP BY 1, 2, 3 HAVING sum(live) <> sum(replayed) ORDER BY 1, 2, 3"
+    ).format(schema=sql.Identifier(run.schema), bounds=bounds)
+    return [
+        Refusals(str(c), str(e), None if f is None else str(f), int(str(n)), int(str(m)), str(x))
+        for c, e, f, n, m, x in connection.execute(query, (consumers,))
+    ]
+
+
 def kept(connection: Connection, run: Run, declared: Pipeline) -> None:
     """After the warm-up of a partial replay: give its tables the rows of the records before the range.
 

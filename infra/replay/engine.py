@@ -83,8 +83,16 @@ class LogReader:
         """The next records, by partition. Raises `KafkaException`, `PositionRefused`."""
         messages = self._consumer.consume(max_records, POLL_SECONDS)
         batches: dict[TopicPartition, PartitionBatch] = {}
+        touched = set()
+        batch: PartitionBatch | None = None
+        before: tuple[str | None, int | None] = (None, None)
         for message in messages:
-            at = TopicPartition(str(message.topic()), int(message.partition() or 0))
+            # Records come in stretches of one partition, and looking its batch up costs more than the rest.
+            if (place := (message.topic(), message.partition())) != before:
+                before = place
+                at = TopicPartition(str(place[0]), int(place[1] or 0))
+                touched.add(at)
+                batch, limit = batches.get(at), self._limits.get(at)
             error, offset = message.error(), int(message.offset() or 0)
             if error is not None and error.code() != KafkaError._PARTITION_EOF:
                 if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
@@ -93,20 +101,20 @@ class LogReader:
                         " retention has passed; abort the replay and begin a new one"
                     )
                 raise KafkaException(error)
-            limit = self._limits.get(at)
             if at in self._paused or offset < self.positions[at] or (limit is not None and offset > limit):
                 continue  # it was on its way already when the partition was paused or sought anew
             if error is None and limit is not None and offset >= limit:
                 self.positions[at] = limit
                 continue
-            batch = batches.setdefault(at, PartitionBatch(at, self._epochs[at], [], self.positions[at]))
+            if batch is None:
+                batch = batches[at] = PartitionBatch(at, self._epochs[at], [], self.positions[at])
             if error is None:
                 batch.messages.append(message)
                 batch.next_offset = offset + 1
             else:
                 batch.next_offset = max(batch.next_offset, offset)
             self.positions[at] = batch.next_offset
-        for at in {TopicPartition(str(m.topic()), int(m.partition() or 0)) for m in messages}:
+        for at in touched:
             self._pause_if(at)
         return [b for b in batches.values() if b.messages]
 

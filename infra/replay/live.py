@@ -13,6 +13,7 @@ from infra.postgres import Connection
 from infra.settings import Settings
 from infra.topic_log import ends, partitions
 from schemas.declare import Pipeline, Topic
+from schemas.replayed import deciding_anew
 
 LOOKS = 240
 
@@ -38,7 +39,7 @@ class Live:
         self._looks: deque[_Look] = deque(maxlen=LOOKS)
         self._pending: tuple[dict[TopicPartition, int], dict[TopicPartition, int]] | None = None
         self._consumers = {
-            t.name: [p.name for p in pipeline.processors if t in p.sources] for t in sources
+            t.name: [p.name for p in deciding_anew(pipeline) if t in p.sources] for t in sources
         } | {
             t.name: [pipeline.sink_name]
             for t in pipeline.sink_topics

@@ -16,6 +16,7 @@ from infra.codec import Codec, Undecodable
 from infra.settings import Settings
 from infra.topic_log import at_time, ends, partitions, read, starts
 from schemas.declare import Pipeline, Topic
+from schemas.replayed import deciding_anew
 
 FUTURE_MS = 5 * 60_000
 """How far an event time may lie after its record's append time (the runtime refuses what lies further)."""
@@ -98,13 +99,7 @@ def source_topics(pipeline: Pipeline, *, in_place: bool) -> list[Topic]:
     """The live topics that a replay of the pipeline reads. `pipeline` as declared."""
     if in_place:
         return list(pipeline.sink_topics)
-    fed = {t.name for t in pipeline.sink_topics}
-    found = {
-        t.name: t
-        for p in pipeline.processors
-        if p.stateful or any(o.name in fed for o in p.outputs)
-        for t in p.sources
-    }
+    found = {t.name: t for p in deciding_anew(pipeline) for t in p.sources}
     written = {o.name for p in pipeline.processors for o in p.outputs}
     found |= {t.name: t for t in pipeline.sink_topics if t.name not in written}
     return list(found.values())
@@ -138,7 +133,7 @@ def resolve(
         if last is not None and last[at] < first[at]:
             raise RangeRefused(f"--to lies before --from in {at} ({last[at]}, {first[at]}); exchange them")
     first_ms = _append_times(settings, first, end)
-    memory = _memories(pipeline, in_place=in_place)
+    memory = memories(pipeline, in_place=in_place)
     places, incomplete = {}, set()
     for at in wanted:
         warm = first[at]
@@ -163,11 +158,11 @@ def resolve(
     return Places(places, result_from, tuple(sorted(incomplete)))
 
 
-def _memories(pipeline: Pipeline, *, in_place: bool) -> dict[str, int | None]:
-    """Per source topic: what its processors remember; None: everything."""
+def memories(pipeline: Pipeline, *, in_place: bool) -> dict[str, int | None]:
+    """Per source topic: how far back its processors remember, in append time; None: everything."""
     found: dict[str, int | None] = {}
     for topic in source_topics(pipeline, in_place=in_place):
-        needed = [p.warm_up_ms for p in pipeline.processors if topic in p.sources and not in_place]
+        needed = [p.warm_up_ms for p in deciding_anew(pipeline) if topic in p.sources and not in_place]
         found[topic.name] = None if None in needed else max((n for n in needed if n), default=0)
     return found
 

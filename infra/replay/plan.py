@@ -13,7 +13,7 @@ from infra.checkpoints import TopicPartition
 from infra.codec import Codec, Undecodable
 from infra.generations import home
 from infra.postgres import Connection
-from infra.replay.places import Places, source_topics
+from infra.replay.places import Places, memories, source_topics
 from infra.settings import Settings
 from infra.topic_log import at_time, ends, read
 from schemas.declare import Pipeline
@@ -75,12 +75,7 @@ def plan(
     client = admin(settings.kafka_bootstrap_servers)
     end = ends(client, places.sources)
     last = {at: end[at] if p.last is None else p.last for at, p in places.sources.items()}
-    memories = {
-        t.name: max((p.warm_up_ms or 0 for p in declared.processors if t in p.sources), default=0)
-        if all(p.warm_up_ms is not None for p in declared.processors if t in p.sources)
-        else None
-        for t in source_topics(declared, in_place=in_place)
-    }
+    remembered = memories(declared, in_place=in_place)
     spans = _spans(settings, codec, declared, places, last, in_place=in_place)
     topics = []
     for topic in source_topics(declared, in_place=in_place):
@@ -99,7 +94,7 @@ def plan(
                 append_to_ms=max((s.append_ms[1] for s in found), default=None),
                 event_from_ms=min((s.event_ms[0] for s in found if s.event_ms), default=None),
                 event_to_ms=max((s.event_ms[1] for s in found if s.event_ms), default=None),
-                memory_ms=memories[topic.name],
+                memory_ms=remembered[topic.name],
             )
         )
     append_to = _result_ends(client, declared, places, topics)

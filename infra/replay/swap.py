@@ -72,6 +72,12 @@ def refuse_unswappable(
             f"{', '.join(run.places.incomplete)} no longer holds all the records that the state depends on;"
             " with --incomplete the state is put in force as it could be rebuilt"
         )
+    sources = [t.name for p in run.of(declared).processors for t in p.sources]
+    shared = sorted({name for name in sources if sources.count(name) > 1})
+    if shared:
+        raise RunRefused(
+            f"several processors read {shared[0]}, each from its own place: a swap needs one; compare the run"
+        )
     tables = [t for t in declared.tables if not t.append_only]
     if not tables:
         raise RunRefused(

@@ -189,10 +189,14 @@ def put_in_force(
 ) -> Swapped:
     """Swap the run."""
     logics = {accounts.processor.name: logic or accounts.logic}
-    with connect(settings.database_url) as connection, runs.alone(connection, run.run_id):
-        with opened(settings, connection, codec, run, accounts.pipeline, logics, accounts.rows, None) as (
+    declared = accounts.pipeline
+    with (
+        connect(settings.database_url) as connection,
+        runs.alone(connection, run.run_id),
+        opened(settings, connection, codec, run, declared, logics, accounts.rows, None) as (
             engine,
             live,
             look,
-        ):
-            return swap(settings, connection, run, accounts.pipeline, engine, live, look, **options)
+        ),
+    ):
+        return swap(settings, connection, run, declared, engine, live, look, **options)

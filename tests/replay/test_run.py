@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from infra.codec import Codec
 from infra.postgres import connect
 from infra.replay import runs
-from infra.replay.comparison import Difference, compare
+from infra.replay.comparison import Difference, compare, refusals
 from infra.settings import Settings
 from streams.decide import KeyedState, Outcomes, Record, Versions
 from tests.accounts import Account, Accounting, Accounts
@@ -84,9 +84,12 @@ def test_other_code_shows_rows_added_changed_and_gone(
             database, codec, accounts, begun(database, codec, accounts), lambda: Generous(accounts.balances)
         )
         ledger, latest = differences(database, accounts, run)
+        with connect(database.database_url) as connection:
+            [refused] = refusals(connection, run, accounts.pipeline)
     assert (ledger.added, ledger.changed, ledger.gone, ledger.same) == (0, 6, 1, 3)
     assert ledger.columns == {"balance_minor": 6, "amount_minor": 1}
     assert [row["event_id"] for row in ledger.samples["gone"]] == ["e3"]
+    assert (refused.field, refused.live, refused.replayed) == ("amount_minor", 0, 1)
     [change] = [row for row in ledger.samples["changed"] if row["event_id"] == "e4"]
     assert change["balance_minor"] == {"live": 507, "replayed": 400}
     assert (latest.added, latest.changed, latest.gone) == (0, 1, 0)

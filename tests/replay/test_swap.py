@@ -53,7 +53,7 @@ class Doubling(Accounting):
 def test_a_swap_is_whole_for_every_reader_and_takes_live_rows_along(
     database: Settings, codec: Codec, accounts: Accounts
 ) -> None:
-    """Readers see the old sums or the new ones, never a mixture; what came meanwhile is there, by new code."""
+    """Readers see the old sums or the new ones, never a mixture; what came meanwhile is there too."""
     ledger, latest = accounts.ledger.name, accounts.latest.name
     ask(
         database,
@@ -137,12 +137,14 @@ def test_an_older_snapshot_is_told_to_begin_again(
         wait_stored(database, accounts, 50)
         run = advance(database, codec, accounts, begun(database, codec, accounts))
         with connect(database.database_url) as reader:
-            with pytest.raises(psycopg.errors.SerializationFailure, match="after this transaction began"):
-                with reader.transaction():
-                    reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-                    reader.execute("SELECT 1 FROM replay_runs")
-                    put_in_force(database, codec, accounts, run)
-                    reader.execute(f"SELECT count(*) FROM {accounts.latest.name}".encode())
+            with (
+                pytest.raises(psycopg.errors.SerializationFailure, match="after this transaction began"),
+                reader.transaction(),
+            ):
+                reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+                reader.execute("SELECT 1 FROM replay_runs")
+                put_in_force(database, codec, accounts, run)
+                reader.execute(f"SELECT count(*) FROM {accounts.latest.name}".encode())
             row = reader.execute(f"SELECT count(*) FROM {accounts.latest.name}".encode()).fetchone()
             assert row == (1,)
 
