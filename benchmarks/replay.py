@@ -1,8 +1,8 @@
 """A replay of a whole topic beside live traffic, with its comparison and swap, under concurrent readers.
 
 `PYTHONPATH=. python -m benchmarks.replay --records 1000000` brings up an instance of its own, fills
-the fleet's topic, keeps sending, and then works through the command line alone. It ends with code 1 where the comparison
-is not empty, a reader saw anything but one generation whole, or live traffic waited for 5 seconds.
+the fleet's topic, keeps sending, and then works through the command line alone. It ends with code 1 where
+the comparison is not empty, a reader saw anything but one generation whole, or live traffic waited for 5 s.
 """
 
 from __future__ import annotations

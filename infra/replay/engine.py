@@ -220,7 +220,8 @@ class Engine:
             if now - looked >= LOOK_SECONDS:
                 looked = now
                 lag_s = each_look()
-                wanted = limits()
+                # Never beyond what is asked for: a partition of which nothing is said is left alone.
+                wanted = self.positions | dict(limits())
                 for reader in self._readers:
                     reader.limit(wanted)
             if patient and lag_s > LIVE_LAG_S:

@@ -25,6 +25,7 @@ from infra.replay.comparison import compare
 from infra.replay.engine import Engine
 from infra.replay.live import Live
 from infra.replay.runs import Run, RunRefused, became
+from infra.replay.work import wait_settled
 from infra.settings import Settings
 from schemas.declare import Pipeline
 
@@ -164,8 +165,7 @@ def swap(
 
 def _catch_up(connection: Connection, engine: Engine, live: Live, look: Callable[[], float]) -> None:
     for _ in range(CATCH_UP_ROUNDS):
-        look()
-        goal = dict(live.settled)
+        goal = wait_settled(connection, live, look)
         engine.run_until(lambda goal=goal: goal, look)  # type: ignore[misc]
         ahead = live.positions(connection)
         if sum(max(0, ahead.get(p, 0) - o) for p, o in engine.positions.items()) <= NEAR_RECORDS:

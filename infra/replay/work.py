@@ -71,7 +71,7 @@ def work(
 ) -> None:
     """The run itself, from wherever it stands to being ready."""
     places = run.places.sources
-    settled = _settled(connection, live, look, say)
+    settled = wait_settled(connection, live, look, say)
     if run.warm_ends is None:
         if any(p.warm < p.first for p in places.values()):
             say("warming the state up")
@@ -98,8 +98,11 @@ def work(
     runs.progress(connection, run.run_id, done, all_)
 
 
-def _settled(
-    connection: Connection, live: Live, look: Callable[[], float], say: Callable[[str], None]
+def wait_settled(
+    connection: Connection,
+    live: Live,
+    look: Callable[[], float],
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[TopicPartition, int]:
     """Up to where everything live has taken effect; waits for it a little."""
     end = time.monotonic() + SETTLE_SECONDS
