@@ -36,9 +36,9 @@ DRAIN_SECONDS = 20.0
 NEAR_RECORDS = 2_000
 """The live processors are held when the replay is no further behind than this."""
 CATCH_UP_ROUNDS = 20
-LOCK_MS = 400
-"""Shorter than deadlock_timeout: of a swap and a reader that wait for one another, the swap gives way."""
-LOCK_TRIES = 20
+LOCK_MS = (400, 400, 400, 1_500, 1_500, 1_500)
+"""How long each attempt waits for readers. First less than deadlock_timeout: of a swap and a reader that wait
+for one another, the swap gives way. Then more: an autovacuum gives way only after that time."""
 
 Say = Callable[[str], None]
 
@@ -148,13 +148,13 @@ def swap(
 
         engine.run_until(lambda: at, renewing, patient=False)
         _drain(connection, live, renew)
-        for attempt in range(LOCK_TRIES):
+        for n, lock_ms in enumerate(LOCK_MS, start=1):
             renew()
             try:
-                _commit(connection, run, declared, tables, consumers, at)
+                _commit(connection, run, declared, tables, consumers, at, lock_ms)
                 break
             except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
-                if attempt == LOCK_TRIES - 1:
+                if n == len(LOCK_MS):
                     raise RunRefused(
                         f"somebody has been reading {', '.join(tables)} in one transaction for too long; end"
                         " it (pg_stat_activity), then swap again"
@@ -248,10 +248,11 @@ def _commit(
     tables: list[str],
     consumers: list[str],
     at: Mapping[TopicPartition, int],
+    lock_ms: int,
 ) -> None:
     with connection.transaction():
         connection.execute("SET LOCAL search_path TO public")
-        connection.execute(sql.SQL("SET LOCAL lock_timeout TO {}").format(sql.Literal(f"{LOCK_MS}ms")))
+        connection.execute(sql.SQL("SET LOCAL lock_timeout TO {}").format(sql.Literal(f"{lock_ms}ms")))
         _verify(connection, run, declared, consumers, at)
         for name in tables:
             point_to(connection, name, run.run_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from infra.broker import admin
@@ -94,6 +95,10 @@ def work(
         if p.last is not None and goal[at] < p.last:
             say(f"{at}: live has come to {goal[at]} only, the replay ends there instead of {p.last}")
     engine.run_until(lambda: goal, look)
+    if not run.in_place:
+        for table in declared.tables:
+            # Whoever reads the table after a swap shall not plan for an empty one.
+            connection.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(run.schema, table.name)))
     done, all_ = figures(run, engine, live)
     runs.progress(connection, run.run_id, done, all_)
 

@@ -11,6 +11,7 @@ import pytest
 
 from infra.codec import Codec
 from infra.postgres import connect
+from infra.reconcile import reconcile
 from infra.replay import runs
 from infra.replay.comparison import compare
 from infra.settings import Settings
@@ -127,7 +128,8 @@ def test_a_swap_is_whole_for_every_reader_and_takes_live_rows_along(
             for (k,) in ask(
                 database,
                 f"SELECT amount_minor = CASE WHEN source_offset < 0 THEN {new}"
-                f" WHEN occurred_at > to_timestamp(1700000000 + 1999 * 60) THEN 1 ELSE {old} END FROM {ledger}",
+                " WHEN occurred_at > to_timestamp(1700000000 + 1999 * 60) THEN 1"
+                f" ELSE {old} END FROM {ledger}",
             )
         } == {True}
         expected = dict(ask(database, f"SELECT account, sum(amount_minor)::bigint FROM {ledger} GROUP BY 1"))
@@ -243,6 +245,8 @@ def test_dead_letters_change_hands_with_the_rows(
             assert swapped.status == "swapped"
             with pytest.raises(runs.RunRefused, match="swapped"):
                 put_in_force(database, codec, accounts, swapped, logic)
+    account = reconcile(database, accounts.pipeline)
+    assert account.balanced and account.in_sink == 3, account
     assert ask(database, "SELECT consumer, input_id, pipeline FROM dead_letters") == [
         (accounts.processor.name, "e2", accounts.pipeline.name)
     ]
