@@ -71,6 +71,13 @@ def columns(connection: Connection, schema: str, name: str) -> list[tuple[str, s
     ]
 
 
+def same_columns(connection: Connection, name: str, schema: str) -> bool:
+    """Whether the table in force still has the columns of its counterpart in `schema`."""
+    return sorted(columns(connection, home(connection, name), name)) == sorted(
+        columns(connection, schema, name)
+    )
+
+
 def create_like(connection: Connection, name: str, schema: str) -> None:
     """Create an empty table of the same name, columns, keys and checks in `schema`; without its triggers."""
     source = sql.Identifier(home(connection, name), name)

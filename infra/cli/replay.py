@@ -389,7 +389,7 @@ def opened(
     ]
     stages.append(SinkStage(settings, pipeline, rows, codec, url, in_place=run.in_place))
     sources = source_topics(declared, in_place=run.in_place)
-    live = Live(settings, declared, sources)
+    live = Live(settings, declared, sources, in_place=run.in_place)
     engine = Engine(settings, stages, rate)
     reporter = Reporter(connection, run, engine, live, say)
     try:

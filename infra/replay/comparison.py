@@ -11,10 +11,10 @@ from psycopg.rows import dict_row
 
 from infra.broker import admin
 from infra.checkpoints import TopicPartition
-from infra.generations import home
+from infra.generations import home, same_columns
 from infra.postgres import Connection
 from infra.replay.places import Places
-from infra.replay.runs import Run
+from infra.replay.runs import Run, RunRefused
 from infra.settings import Settings
 from infra.topic_log import at_time, ends, read
 from schemas.declare import Pipeline, Table
@@ -64,8 +64,9 @@ def compare(
 
     Only rows that the replay has come to are compared: what live traffic has added since is left out.
     `store` writes what differs in an append-only table into a table of the run's own.
-    Raises `LogUnreadable`, `psycopg.Error`.
+    Raises `RunRefused`, `LogUnreadable`, `psycopg.Error`.
     """
+    refuse_migrated(connection, run, declared)
     found = []
     with connection.transaction():
         # One snapshot for all: the live tables go on changing.
@@ -74,6 +75,15 @@ def compare(
         for table in declared.tables:
             found.append(_compare(connection, run, table, reached, samples, ignored, store))
     return found
+
+
+def refuse_migrated(connection: Connection, run: Run, declared: Pipeline) -> None:
+    """Raise `RunRefused` where a table in force has other columns than when the run began."""
+    for table in declared.tables:
+        if not same_columns(connection, table.name, run.schema):
+            raise RunRefused(
+                f"{table.name} was migrated since replay {run.run_id} began; abort it and begin a new one"
+            )
 
 
 def _reached(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from infra.broker import admin
@@ -31,35 +31,35 @@ class Live:
     tables never hold what the live ones do not hold yet, and the two can be compared at any moment.
     """
 
-    def __init__(self, settings: Settings, pipeline: Pipeline, sources: list[Topic]) -> None:
+    def __init__(
+        self, settings: Settings, pipeline: Pipeline, sources: list[Topic], *, in_place: bool = False
+    ) -> None:
         self._admin = admin(settings.kafka_bootstrap_servers)
         self._pipeline = pipeline
         self._sources = sources
         self._results = partitions(pipeline.sink_topics)
         self._looks: deque[_Look] = deque(maxlen=LOOKS)
         self._pending: tuple[dict[TopicPartition, int], dict[TopicPartition, int]] | None = None
-        self._consumers = {
-            t.name: [p.name for p in deciding_anew(pipeline) if t in p.sources] for t in sources
-        } | {
-            t.name: [pipeline.sink_name]
-            for t in pipeline.sink_topics
-            if t.name not in {s.name for s in sources}
-        }
-        for names in self._consumers.values():
-            names[:] = names or [pipeline.sink_name]
+        # In place it is the sink's work that is repeated, whoever else reads the results.
+        deciding = () if in_place else deciding_anew(pipeline)
+        sink = [pipeline.sink_name]
+        self._storing = {t.name: sink for t in pipeline.sink_topics}
+        self._deciding = {t.name: [p.name for p in deciding if t in p.sources] or sink for t in sources}
         self.settled: dict[TopicPartition, int] = {}
         self.lag_s = 0.0
 
     def look(self, connection: Connection) -> None:
         """Ask for positions and ends. Raises `psycopg.Error`, `LogUnreadable`."""
         now = time.monotonic()
-        positions = self.positions(connection)
+        positions, stored = self.positions(connection), self._stored(connection)
         end = ends(self._admin, {*partitions(self._sources), *self._results})
         self._looks.append(_Look(now, end))
-        self.lag_s = max((self._waiting_s(at, position) for at, position in positions.items()), default=0.0)
+        self.lag_s = max(
+            (self._waiting_s(at, n) for at, n in (*positions.items(), *stored.items())), default=0.0
+        )
         if self._pending is not None:
             sources, results = self._pending
-            if all(positions.get(at, 0) >= offset for at, offset in results.items()):
+            if all(stored.get(at, 0) >= offset for at, offset in results.items()):
                 self.settled = sources
                 self._pending = None
         if self._pending is None:
@@ -70,23 +70,17 @@ class Live:
             )
 
     def positions(self, connection: Connection) -> dict[TopicPartition, int]:
-        """Per partition of what is read live: the position of the last of its consumers."""
-        found: dict[TopicPartition, list[int]] = {}
-        names = {n for consumers in self._consumers.values() for n in consumers}
-        for consumer, topic, partition, position in connection.execute(
-            "SELECT consumer, topic, partition, next_offset FROM public.checkpoints WHERE consumer = ANY(%s)",
-            (sorted(names),),
-        ):
-            if consumer in self._consumers.get(str(topic), ()):
-                at = TopicPartition(str(topic), int(str(partition)))
-                found.setdefault(at, []).append(int(str(position)))
-        return {at: min(positions) for at, positions in found.items()}
+        """Per partition of the sources: the position of the last of those that read it."""
+        return _positions(connection, self._deciding)
 
     def drained(self, connection: Connection) -> bool:
         """Whether the live sink has stored every result there is now."""
-        positions = self.positions(connection)
         end = ends(self._admin, self._results)
-        return all(positions.get(at, 0) >= offset for at, offset in end.items())
+        stored = self._stored(connection)
+        return all(stored.get(at, 0) >= offset for at, offset in end.items())
+
+    def _stored(self, connection: Connection) -> dict[TopicPartition, int]:
+        return _positions(connection, self._storing)
 
     def _waiting_s(self, at: TopicPartition, position: int) -> float:
         """Since the first look that saw the record which is to be read next."""
@@ -94,3 +88,17 @@ class Live:
             if look.ends.get(at, 0) > position:
                 return self._looks[-1].at_s - look.at_s
         return 0.0
+
+
+def _positions(connection: Connection, consumers: Mapping[str, Sequence[str]]) -> dict[TopicPartition, int]:
+    """Where those who read each topic stand, by partition; of several, the one that is behind."""
+    found: dict[TopicPartition, int] = {}
+    names = sorted({name for readers in consumers.values() for name in readers})
+    for consumer, topic, partition, position in connection.execute(
+        "SELECT consumer, topic, partition, next_offset FROM public.checkpoints WHERE consumer = ANY(%s)",
+        (names,),
+    ):
+        if consumer in consumers.get(str(topic), ()):
+            at, offset = TopicPartition(str(topic), int(str(partition))), int(str(position))
+            found[at] = min(offset, found.get(at, offset))
+    return found

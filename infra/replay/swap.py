@@ -21,7 +21,7 @@ from infra import dead_letters
 from infra.checkpoints import TopicPartition
 from infra.generations import LIVE, home, point_to
 from infra.postgres import Connection
-from infra.replay.comparison import compare
+from infra.replay.comparison import compare, refuse_migrated
 from infra.replay.engine import Engine
 from infra.replay.live import Live
 from infra.replay.runs import Run, RunRefused, became
@@ -85,23 +85,12 @@ def refuse_unswappable(
             f"{declared.name} has append-only tables alone: they are never swapped; `millrace replay diff"
             f" {run.run_id}` writes what differs into {run.schema}"
         )
+    refuse_migrated(connection, run, declared)
     for table in tables:
         if run.places.partial and home(connection, table.name) == LIVE:
             raise RunRefused(
                 f"{table.name} holds rows of an earlier replay, of which it cannot be told which lie before"
                 " this range; replay the whole topic instead"
-            )
-        live, own = (
-            connection.execute(
-                "SELECT array_agg(attname || ' ' || format_type(atttypid, atttypmod) ORDER BY attname)"
-                " FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped",
-                (f'"{schema}"."{table.name}"',),
-            ).fetchone()
-            for schema in (home(connection, table.name), run.schema)
-        )
-        if live != own:
-            raise RunRefused(
-                f"{table.name} was migrated since replay {run.run_id} began; abort it and begin a new one"
             )
     ledgers = [t for t in declared.tables if t.append_only]
     if ledgers:
