@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -178,6 +180,48 @@ def test_an_older_snapshot_is_told_to_begin_again(
                 reader.execute(f"SELECT count(*) FROM {accounts.latest.name}".encode())
             row = reader.execute(f"SELECT count(*) FROM {accounts.latest.name}".encode()).fetchone()
             assert row == (1,)
+
+
+KILLED = """
+import os, sys
+from infra.codec import Codec
+from infra.postgres import connect
+from infra.replay import runs, swap
+from infra.settings import Settings
+from tests.accounts import Accounts
+from tests.replay.live import put_in_force
+
+swap.HOLD_SECONDS = 4
+swap._commit = lambda *_: os.kill(os.getpid(), 9)
+settings = Settings.load()
+with connect(settings.database_url) as connection:
+    run = runs.find(connection, int(sys.argv[2]))
+put_in_force(settings, Codec(settings.schema_registry_url), Accounts(sys.argv[1]), run)
+"""
+
+
+def test_a_swap_killed_before_its_commit_changes_nothing_and_can_be_repeated(
+    database: Settings, codec: Codec, accounts: Accounts
+) -> None:
+    """kill -9 while everybody is held: live goes on by itself, and a second swap takes all of it along."""
+    prefix = accounts.processor.name.removesuffix("-accounting")
+    with running(database, accounts):
+        send(database, codec, accounts, [deposit(n, f"a{n % 5}") for n in range(200)])
+        wait_stored(database, accounts, 200)
+        run = advance(database, codec, accounts, begun(database, codec, accounts))
+        killed = subprocess.run([sys.executable, "-c", KILLED, prefix, str(run.run_id)], timeout=120)
+        assert killed.returncode == -9
+        assert ask(database, "SELECT count(*) FROM holds WHERE run_id = %s", run.run_id) == [(1,)]
+        send(database, codec, accounts, [deposit(n, f"a{n % 5}") for n in range(200, 300)])
+        wait_stored(database, accounts, 300)
+        assert ask(database, "SELECT count(*) FROM generations WHERE name = %s", accounts.latest.name) == [
+            (0,)
+        ]
+        put_in_force(database, codec, accounts, run)
+        send(database, codec, accounts, [deposit(n, f"a{n % 5}") for n in range(300, 350)])
+        wait_stored(database, accounts, 350)
+    assert ask(database, f"SELECT DISTINCT balance_minor FROM {accounts.latest.name}") == [(7_000,)]
+    assert ask(database, f"SELECT count(*) FROM {accounts.ledger.name}") == [(350,)]
 
 
 def test_a_killed_swap_holds_nobody_for_long(database: Settings, codec: Codec, accounts: Accounts) -> None:
