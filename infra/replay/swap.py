@@ -33,12 +33,13 @@ HOLD_SECONDS = 15
 """A hold is renewed while its swap lives, and is over this long after the swap was killed."""
 GIVE_UP_SECONDS = 10.0
 DRAIN_SECONDS = 20.0
-NEAR_RECORDS = 2_000
-"""The live processors are held when the replay is no further behind than this."""
+NEAR_RECORDS = 200
+NEAR_SECONDS = 1.0
+"""The live processors are held when the replay is no further behind than this, or catches up this fast."""
 CATCH_UP_ROUNDS = 20
-LOCK_MS = (400, 400, 400, 1_500, 1_500, 1_500)
-"""How long each attempt waits for readers. First less than deadlock_timeout: of a swap and a reader that wait
-for one another, the swap gives way. Then more: an autovacuum gives way only after that time."""
+LOCK_MS = (400, 1_500, 400, 1_500, 400, 1_500)
+"""How long each attempt waits for readers. Less than deadlock_timeout: of a swap and a reader that wait for one
+another, the swap gives way. In turn with more: an autovacuum gives way only after that time."""
 
 Say = Callable[[str], None]
 
@@ -135,8 +136,10 @@ def swap(
             renew()
             return look()
 
+        say(f"{time.monotonic() - began:.1f} s: all partitions are given up; reading to where they stand")
         engine.run_until(lambda: at, renewing, patient=False)
         _drain(connection, live, renew)
+        say(f"{time.monotonic() - began:.1f} s: the live sink has stored what there is; exchanging")
         for n, lock_ms in enumerate(LOCK_MS, start=1):
             renew()
             try:
@@ -155,9 +158,12 @@ def swap(
 def _catch_up(connection: Connection, engine: Engine, live: Live, look: Callable[[], float]) -> None:
     for _ in range(CATCH_UP_ROUNDS):
         goal = wait_settled(connection, live, look)
+        began = time.monotonic()
         engine.run_until(lambda goal=goal: goal, look)  # type: ignore[misc]
+        fast = time.monotonic() - began <= NEAR_SECONDS
         ahead = live.positions(connection)
-        if sum(max(0, ahead.get(p, 0) - o) for p, o in engine.positions.items()) <= NEAR_RECORDS:
+        behind = sum(max(0, ahead.get(p, 0) - o) for p, o in engine.positions.items())
+        if fast or behind <= NEAR_RECORDS:
             return
     raise RunRefused(
         "the replay does not catch up with live traffic; give it a higher --rate, or swap in a quieter hour"
