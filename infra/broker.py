@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 LIBRDKAFKA = logging.getLogger("librdkafka")  # otherwise it writes lines of its own form to stderr
 
 ADMIN_SECONDS = 30.0
-CLAIM_RETRY_SECONDS = 1.0
+CLAIM_RETRY_SECONDS = 0.5
 CLOSE_SECONDS = 10.0
 MAX_RECORD_BYTES = 1_048_576
 
@@ -254,6 +254,14 @@ class Source:
                 self.rewind(self.poll(1, left))
         finally:
             self._consumer.resume([p for p in paused if TopicPartition(p.topic, p.partition) in self._epochs])
+
+    def give_back(self) -> None:
+        """Read nothing, and claim the same partitions anew as soon as `claim` allows it; the group stays."""
+        held = sorted(self._epochs)
+        self._consumer.incremental_unassign([KafkaPartition(p.topic, p.partition) for p in held])
+        self._epochs.clear()
+        self._pending |= set(held)
+        self._retry_at = 0.0
 
     def hint(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Tell Kafka the positions, for lag tools only; a failure is of no consequence."""

@@ -29,6 +29,10 @@ class Fenced(RuntimeError):
     exit_code = exit_codes.FENCED
 
 
+class Held(ConnectionError):
+    """A swap holds the consumer for a moment: partitions are claimed again when it is over."""
+
+
 class PositionRefused(RuntimeError):
     """The stored position does not fit the topic (deleted, truncated, restored from elsewhere).
 
@@ -84,10 +88,13 @@ class Checkpoints:
 
         A partition never claimed before starts at the log's start. Raises `PositionRefused` where a position
         lies outside the log or belongs to another topic of the same name; LockNotAvailable (of psycopg) where
-        a process that stands still holds a row: its transaction is ended, so that trying again helps.
+        a process that stands still holds a row: its transaction is ended, so that trying again helps; and
+        `Held` while a swap is under way.
         """
         try:
             with connection.transaction():
+                if (run_id := self.held_by(connection)) is not None:
+                    raise Held(f"{self.consumer}: held for the swap of replay {run_id}")
                 connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{LOCK_SECONDS}s",))
                 return {at: self._claim(connection, at, log) for at, log in logs.items()}
         except psycopg.errors.LockNotAvailable:
@@ -100,7 +107,7 @@ class Checkpoints:
             "INSERT INTO checkpoints (consumer, topic, partition, topic_id, epoch, next_offset)"
             " VALUES (%s, %s, %s, %s, 1, %s)"
             " ON CONFLICT (consumer, topic, partition)"
-            " DO UPDATE SET epoch = checkpoints.epoch + 1, updated_at = now()"
+            " DO UPDATE SET epoch = checkpoints.epoch + 1, held_by = NULL, updated_at = now()"
             " RETURNING epoch, next_offset, topic_id",
             (self.consumer, at.topic, at.partition, log.topic_id, log.start),
         ).fetchone()
@@ -167,6 +174,26 @@ class Checkpoints:
         )
         if cursor.rowcount != 1:
             raise self._fenced(at, epoch, None)
+
+    def held_by(self, connection: Connection) -> int | None:
+        """The run for whose swap this consumer shall give up its partitions; None normally."""
+        row = connection.execute(
+            "SELECT run_id FROM holds WHERE consumer = %s AND expires_at > clock_timestamp()",
+            (self.consumer,),
+        ).fetchone()
+        return int(str(row[0])) if row else None
+
+    def give_up(self, connection: Connection, epochs: dict[TopicPartition, int], run_id: int) -> None:
+        """Tell the swap of `run_id` that nothing more will come of these partitions: all is committed."""
+        with connection.transaction(), connection.cursor() as cursor:
+            self.lock(cursor, epochs)
+            for at in epochs:
+                # With a raised epoch even a commit that is still on its way comes too late.
+                cursor.execute(
+                    "UPDATE checkpoints SET epoch = epoch + 1, held_by = %s"
+                    " WHERE consumer = %s AND topic = %s AND partition = %s",
+                    (run_id, self.consumer, at.topic, at.partition),
+                )
 
     def _fenced(self, at: TopicPartition, mine: int, current: int | None) -> Fenced:
         return Fenced(

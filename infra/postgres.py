@@ -99,6 +99,8 @@ def migrate(database_url: str, progress: Callable[[str], None] = lambda _: None)
     Each file runs once, in the order of the names, in a transaction of its own. Raises `MigrationError`
     where a file that was applied has changed since.
     """
+    from infra.generations import unfolded  # it needs the connections of this module
+
     applied_now: list[str] = []
     with connect(database_url, "millrace-migrate") as connection:
         connection.execute("SELECT pg_advisory_lock(%s)", (MIGRATION_LOCK,))
@@ -118,7 +120,8 @@ def migrate(database_url: str, progress: Callable[[str], None] = lambda _: None)
                     )
                 continue
             progress(f"migrating {path.name}")
-            with connection.transaction():
+            # A migration changes a table by its name, also where that name is by now a generation's view.
+            with connection.transaction(), unfolded(connection):
                 connection.execute(body)
                 connection.execute(
                     "INSERT INTO migrations (name, sha256) VALUES (%s, %s)", (path.name, digest)

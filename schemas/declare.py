@@ -128,9 +128,14 @@ class Topic:
         return 1000 if self.fields[self.event_time]["logicalType"] == "timestamp-micros" else 1
 
     @property
+    def origin(self) -> str:
+        """The name that the topic was declared under; another than its own only for topics of a replay."""
+        return self.name
+
+    @property
     def subject(self) -> str:
         """The registry's subject of this topic's values (topic name strategy)."""
-        return f"{self.name}-value"
+        return f"{self.origin}-value"
 
     @cached_property
     def dlq(self) -> Topic:
@@ -162,7 +167,8 @@ class Table:
     `columns` is the order in which `sinks/<domain>.py` gives a row's values; the writer itself adds
     `source_partition` and `source_offset`, which every sink table has. `order_by` names the column
     that decides NEWEST or HIGHEST_VERSION. `time` names the column by which the table is partitioned
-    (a hypertable where TimescaleDB is available); it then must be part of the key.
+    (a hypertable where TimescaleDB is available); it then must be part of the key. An `append_only` table
+    is a ledger: no replay ever replaces it, one can only be compared with it.
     """
 
     name: str
@@ -172,6 +178,7 @@ class Table:
     merge: Merge = Merge.FIRST_WINS
     order_by: str | None = None
     time: str | None = None
+    append_only: bool = False
 
     def __post_init__(self) -> None:
         owner = f"Table {self.name}"
@@ -196,6 +203,26 @@ class Table:
             self.key,
             f"add {self.time}: a partitioned table's unique key must contain its time",
         )
+        _require(
+            not self.append_only or self.merge is Merge.FIRST_WINS,
+            owner,
+            "append_only",
+            self.append_only,
+            "let the first row win: the other merges change rows",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """Something outside the platform that follows from the events on a processor's output: a webhook, a mail.
+
+    A processor does nothing outside itself; whoever delivers what stands on `topic` does. A replay writes
+    to topics of its own, which nobody delivers, and its plan counts what is so held back.
+    """
+
+    name: str
+    topic: Topic
+    about: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +232,9 @@ class Processor:
     (Two inputs are merged only through a topic, whose order is then the truth.)
     `code_version` rises whenever the same input would give other outputs. `batch_records` lowers the
     setting of that name where one record takes long to decide: a batch must be done well within the
-    group's max.poll.interval.ms, or the group takes the worker for dead.
+    group's max.poll.interval.ms, or the group takes the worker for dead. `memory_ms` is how far back, in
+    append time, the records lie that an answer may depend on (the longest window or horizon): a replay that
+    starts in the middle warms its state up by them. None, for a processor with state: the whole topic.
     """
 
     name: str
@@ -214,6 +243,8 @@ class Processor:
     stateful: bool
     code_version: int = 1
     batch_records: int | None = None
+    memory_ms: int | None = None
+    effects: tuple[Effect, ...] = ()
 
     def __post_init__(self) -> None:
         owner = f"Processor {self.name}"
@@ -226,6 +257,27 @@ class Processor:
             [t.name for t in self.sources],
             "merge them into one topic first: state folded from two topics depends on their interleaving",
         )
+        _require(
+            self.memory_ms is None or (self.stateful and self.memory_ms >= 0),
+            owner,
+            "memory_ms",
+            self.memory_ms,
+            "leave it out for a processor without state, which remembers nothing",
+        )
+        for effect in self.effects:
+            _require(
+                effect.topic in self.outputs,
+                owner,
+                "effects",
+                effect.name,
+                f"let it follow from an output, or add {effect.topic.name} to the outputs",
+            )
+
+    @property
+    def warm_up_ms(self) -> int | None:
+        """How much of its topic before a place a replay must read to decide as if it had read all of it;
+        None for all of it."""
+        return self.memory_ms if self.stateful else 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ import time
 from infra.broker import PartitionBatch, Source, producer
 from infra.codec import Codec, RegistryUnavailable
 from infra.dead_letter_limit import DeadLetterLimit
+from infra.generations import sink_url
 from infra.progress import Progress
 from infra.settings import Settings
 from infra.telemetry.health import Health
@@ -45,7 +46,7 @@ class Sink:
             mappings,
             self._codec,
             producer(settings.kafka_bootstrap_servers),
-            settings.database_url,
+            sink_url(settings.database_url),
             self.progress,
             DeadLetterLimit(pipeline.sink_name, settings.number("dead_letter_limit_pct")),
         )

@@ -125,7 +125,11 @@ class Writer:
         database_url: str,
         progress: Progress,
         limit: DeadLetterLimit | None = None,
+        *,
+        replaying: bool = False,
     ) -> None:
+        """With `replaying`, a row's `source_offset` is -1 - offset: its topic is the replay's own."""
+        self._replaying = replaying
         self.pipeline = pipeline
         self.name = pipeline.sink_name
         self.checkpoints = Checkpoints(self.name)
@@ -247,7 +251,8 @@ class Writer:
             if is_letter:
                 letters.append(decoded.event)
                 continue
-            source = (batch.at.partition, message.offset())
+            offset = message.offset() or 0
+            source = (batch.at.partition, -1 - offset if self._replaying else offset)
             try:
                 rows = [(i, (*row, *source)) for i, to_rows in mappings for row in to_rows(decoded.event)]
             except (ValueError, OverflowError, TypeError, LookupError) as error:

@@ -100,6 +100,8 @@ class Runner:
     database_url: str
     progress: Progress
     limit: DeadLetterLimit = field(default_factory=lambda: DeadLetterLimit("", NEVER_PCT))
+    held_back: frozenset[str] = frozenset()
+    """Outputs that are decided but not produced, by declared name: those of a replay that no table needs."""
     _owned: dict[TopicPartition, _Owned] = field(default_factory=dict)
     _loaded: dict[tuple[str, int], Any] = field(default_factory=dict)
     _connection: Connection | None = None
@@ -111,6 +113,7 @@ class Runner:
     def __post_init__(self) -> None:
         self.checkpoints = Checkpoints(self.processor.name)
         self._topics = {t.name: t for t in self.processor.sources}
+        self._outputs = {t.origin: t for t in self.processor.outputs}
         self._produced = {
             t.name: RECORDS_PRODUCED.labels(self.processor.name, t.name)
             for t in (*self.processor.outputs, *(s.dlq for s in self.processor.sources))
@@ -161,6 +164,28 @@ class Runner:
                 self._owned.pop(at, None)
                 self.progress.given_up(at)
 
+    def give_up_for_swap(self) -> bool:
+        """Where a swap holds this processor: commit everything and give all partitions up, for it to see.
+
+        The same partitions are then claimed anew, which waits until the hold is over and takes the state
+        that the swap has left. Raises `Transient` (nothing was given up), `Fenced`.
+        """
+        if not self._owned:
+            return False
+        with self._database() as connection:
+            run_id = self.checkpoints.held_by(connection)
+        if run_id is None:
+            return False
+        self.checkpoint()
+        with self._database() as connection:
+            epochs = {at: owned.epoch for at, owned in self._owned.items()}
+            self.checkpoints.give_up(connection, epochs, run_id)
+        log.info("given up for a swap", extra={"consumer": self.processor.name, "run_id": run_id})
+        for at in list(self._owned):
+            del self._owned[at]
+            self.progress.given_up(at)
+        return True
+
     def forget_lost(self, assigned: Mapping[TopicPartition, int]) -> None:
         """Drop what is no longer assigned (lost without a revocation): it may not be committed any more."""
         for at in [p for p in self._owned if p not in assigned]:
@@ -205,7 +230,8 @@ class Runner:
             self.limit.check(read, dead)
             self.limit.count(read, dead)
             for topic, event in out.emitted:
-                self._produce(topic, event)
+                if topic.name not in self.held_back:
+                    self._produce(self._outputs[topic.name], event)
             by_offset = {m.offset(): m for m in work.batch.messages} if out.dead else {}
             for record, error_class, field_name, reason in out.dead:
                 message = by_offset[record.offset]
@@ -346,7 +372,7 @@ class Runner:
                 )
             else:
                 newest_ms = max(newest_ms, event_ms)
-                records.append(Record(topic.name, batch.at.partition, offset, append_ms, event))
+                records.append(Record(topic.origin, batch.at.partition, offset, append_ms, event))
         return records, refused, newest_ms
 
     def _refuse(

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.1
 BACKOFF_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
 OBSERVE_SECONDS = 1.0
+HOLD_SECONDS = 0.3
+"""How often it is asked whether a swap holds the processor."""
 TAKEN_SECONDS = 1.0
 
 T = TypeVar("T")
@@ -113,7 +115,7 @@ class Feeder:
 
     async def _feed(self) -> None:
         loop = asyncio.get_running_loop()
-        checkpointed = observed = loop.time()
+        checkpointed = observed = asked = loop.time()
         while not self._stopping:
             work: Work | None = None
             batches: list[PartitionBatch] = []
@@ -129,6 +131,10 @@ class Feeder:
                 if self.runner.dirty and loop.time() - checkpointed >= self._checkpoint_seconds:
                     await self._checkpoint()
                     checkpointed = loop.time()
+                if loop.time() - asked >= HOLD_SECONDS:
+                    asked = loop.time()
+                    if await self._blocking(self.runner.give_up_for_swap):
+                        await self._blocking(self._source.give_back)
                 self._failures = 0
             except (Transient, RegistryUnavailable) as error:
                 # Applied batches keep their place in the state; others are read again.

@@ -27,6 +27,8 @@ FRAUD_SCORING = Processor(
     sources=(CARD_TRANSACTIONS,),
     outputs=(CARD_DECISIONS,),
     stateful=True,
+    # A card's windows and lateness reach back 8 days, and it is forgotten when it is idle for as long.
+    memory_ms=17 * DAY_MS,
 )
 
 CARD_LEDGER = Table(
@@ -35,6 +37,7 @@ CARD_LEDGER = Table(
     key=("occurred_at", "tenant", "event_id"),
     columns=tuple(CARD_DECISIONS.fields),
     time="occurred_at",
+    append_only=True,
 )
 
 PIPELINE = Pipeline(
