@@ -38,8 +38,8 @@ NEAR_SECONDS = 1.0
 """The live processors are held when the replay is no further behind than this, or catches up this fast."""
 CATCH_UP_ROUNDS = 20
 LOCK_MS = (400, 1_500, 400, 1_500, 400, 1_500)
-"""How long each attempt waits for readers. Less than deadlock_timeout: of a swap and a reader that wait for one
-another, the swap gives way. In turn with more: an autovacuum gives way only after that time."""
+"""How long each attempt waits for readers. Less than deadlock_timeout: of a swap and a reader that wait for
+one another, the swap gives way. In turn with more: an autovacuum gives way only after that time."""
 
 Say = Callable[[str], None]
 
