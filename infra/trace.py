@@ -14,7 +14,7 @@ from confluent_kafka.admin import AdminClient
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from infra.broker import admin
+from infra.broker import ADMIN_SECONDS, admin
 from infra.checkpoints import TopicPartition
 from infra.codec import Codec, Event, Undecodable
 from infra.log_span import Bound, stretch
@@ -22,6 +22,7 @@ from infra.postgres import Connection
 from infra.topic_log import ends, partitions, read, starts
 from infra.verification import Place
 from schemas.declare import Pipeline, Pipelines, Table, Topic
+from schemas.replayed import run_topic_name
 
 MOST_ROWS = 20
 WINDOW_RECORDS = 20_000
@@ -144,7 +145,7 @@ class Tracer:
         return Followed(record=origin, rows=tuple(rows), dead_letters=tuple(letters))
 
     def _traced(self, pipeline: Pipeline, table: Table, row: dict[str, Any]) -> Traced:
-        place = Place(table.topic.name, row["source_partition"], row["source_offset"])
+        place = self._place(table, row)
         record = self._origin(table.topic, place)
         versions = _versions(row) | (record.versions if record else {})
         return Traced(
@@ -159,6 +160,27 @@ class Tracer:
             inputs=self._inputs(pipeline, table, row, record),
         )
 
+    def _place(self, table: Table, row: Mapping[str, Any]) -> Place:
+        """The place that a row came from; of one that a replay brought, in the replay's own topic."""
+        partition, offset = row["source_partition"], row["source_offset"]
+        if offset >= 0:
+            return Place(table.topic.name, partition, offset)
+        found = self._connection.execute(
+            "SELECT generation FROM generations WHERE name = %s", (table.name,)
+        ).fetchone()
+        if found is None:
+            raise TraceError(
+                f"{table.name}: source_offset {offset} is a replay's, but the table was never swapped;"
+                " see `millrace replay list`"
+            )
+        topic = run_topic_name(table.topic.name, int(str(found[0])))
+        if topic not in self._admin.list_topics(timeout=ADMIN_SECONDS).topics:
+            raise TraceError(
+                f"{table.name}: the row was brought by replay {found[0]}, whose topics"
+                " `millrace replay abort` has deleted; its event id leads on, by the input it names"
+            )
+        return Place(topic, partition, -1 - offset)
+
     def _origin(self, topic: Topic, place: Place) -> Origin | None:
         client, at = self._admin, TopicPartition(place.topic, place.partition)
         if place.partition >= topic.partitions:
@@ -172,7 +194,7 @@ class Tracer:
         return None
 
     def _of_message(self, topic: Topic, message: Message) -> Origin:
-        place = Place(topic.name, int(message.partition() or 0), int(message.offset() or 0))
+        place = Place(str(message.topic()), int(message.partition() or 0), int(message.offset() or 0))
         append_time = datetime.fromtimestamp(message.timestamp()[1] / 1000, UTC)
         try:
             decoded = self._codec.decode(topic, message.value())

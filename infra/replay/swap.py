@@ -337,15 +337,11 @@ def _exchange_letters(
     schema = sql.Identifier(run.schema)
     columns = sql.SQL(", ").join(map(sql.Identifier, dead_letters.COLUMNS))
     for place_at, place in run.places.sources.items():
-        connection.execute(
-            sql.SQL(
-                "DELETE FROM dead_letters d WHERE consumer = ANY(%s) AND topic = %s AND partition = %s"
-                ' AND "offset" >= %s AND "offset" < %s AND NOT EXISTS (SELECT FROM {}.dead_letters n'
-                ' WHERE (n.topic, n.partition, n."offset", n.consumer)'
-                ' = (d.topic, d.partition, d."offset", d.consumer))'
-            ).format(schema),
-            (consumers, place_at.topic, place_at.partition, place.first, at[place_at]),
-        )
+        again = sql.SQL(
+            'EXISTS (SELECT FROM {}.dead_letters n WHERE (n.topic, n.partition, n."offset", n.consumer)'
+            ' = (d.topic, d.partition, d."offset", d.consumer))'
+        ).format(schema)
+        _settle_letters(connection, run, consumers, place_at, place.first, at[place_at], again)
         connection.execute(
             sql.SQL(
                 "INSERT INTO dead_letters ({columns}) SELECT {columns} FROM {schema}.dead_letters"
@@ -358,15 +354,47 @@ def _exchange_letters(
     append_only = {t.topic.name for t in declared.tables if t.append_only}
     for result, offset in run.places.results.items():
         if result.topic not in append_only:
-            connection.execute(
-                "DELETE FROM dead_letters WHERE consumer = %s AND topic = %s AND partition = %s"
-                ' AND "offset" >= %s',
-                (declared.sink_name, result.topic, result.partition, offset),
-            )
+            _settle_letters(connection, run, [declared.sink_name], result, offset, None, sql.SQL("false"))
     connection.execute(
         sql.SQL(
             "INSERT INTO dead_letters ({columns}) SELECT {columns} FROM {schema}.dead_letters"
             " WHERE NOT topic = ANY(%s) ON CONFLICT DO NOTHING"
         ).format(columns=columns, schema=schema),
         (sources,),
+    )
+
+
+def _settle_letters(
+    connection: Connection,
+    run: Run,
+    consumers: list[str],
+    at: TopicPartition,
+    first: int,
+    end: int | None,
+    again: sql.Composable,
+) -> None:
+    """Take away the letters of a range that the replay has not refused `again`.
+
+    One that an operator has worked on keeps its history: the replay was its redrive, in its own place.
+    """
+    where = sql.SQL(
+        "consumer = ANY(%s) AND topic = %s AND partition = %s"
+        ' AND "offset" >= %s AND (%s::bigint IS NULL OR "offset" < %s) AND NOT ({})'
+    ).format(again)
+    values = (consumers, at.topic, at.partition, first, end, end)
+    connection.execute(
+        sql.SQL(
+            "DELETE FROM dead_letters d WHERE {}"
+            " AND NOT EXISTS (SELECT FROM dead_letter_actions a WHERE a.letter = d.id)"
+        ).format(where),
+        values,
+    )
+    connection.execute(
+        sql.SQL(
+            "WITH settled AS (UPDATE dead_letters d SET status = 'redriven' WHERE {}"
+            " AND status <> 'redriven' RETURNING id, topic, partition, \"offset\")"
+            ' INSERT INTO dead_letter_actions (letter, action, actor, note, topic, partition, "offset")'
+            " SELECT id, 'redriven', current_user, {}, topic, partition, \"offset\" FROM settled"
+        ).format(where, sql.Literal(f"read again by replay {run.run_id}")),
+        values,
     )

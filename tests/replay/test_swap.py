@@ -17,6 +17,8 @@ from infra.reconcile import reconcile
 from infra.replay import runs
 from infra.replay.comparison import compare
 from infra.settings import Settings
+from infra.trace import Tracer
+from schemas.declare import Pipelines
 from streams.decide import KeyedState, Outcomes, Record, Versions
 from tests.accounts import Account, Accounting, Accounts
 from tests.replay.live import (
@@ -188,6 +190,8 @@ from infra.codec import Codec
 from infra.postgres import connect
 from infra.replay import runs, swap
 from infra.settings import Settings
+from infra.trace import Tracer
+from schemas.declare import Pipelines
 from tests.accounts import Accounts
 from tests.replay.live import put_in_force
 
@@ -281,9 +285,21 @@ def test_dead_letters_change_hands_with_the_rows(
         send(database, codec, accounts, events)
         wait_stored(database, accounts, 3)
         until(lambda: ask(database, "SELECT count(*) FROM dead_letters") == [(2,)])
+        ask(
+            database,
+            "INSERT INTO dead_letter_actions (letter, action, actor) SELECT id, 'reopen', 'tests'"
+            " FROM dead_letters WHERE input_id = 'e3'",
+        )
         logic = lambda: Doubling(accounts.balances)  # noqa: E731
         run = advance(database, codec, accounts, begun(database, codec, accounts), logic)
         put_in_force(database, codec, accounts, run, logic)
+        with connect(database.database_url) as connection:
+            tracer = Tracer(
+                connection, codec, database.kafka_bootstrap_servers, Pipelines.of(accounts.pipeline)
+            )
+            [traced] = tracer.row(f"{accounts.latest.name}:a")
+            assert traced.place.topic.endswith(f"-replay-{run.run_id}") and traced.record is not None
+            assert traced.record.event_id == "e4"
         with connect(database.database_url) as connection:
             swapped = runs.find(connection, run.run_id)
             assert swapped.status == "swapped"
@@ -291,8 +307,15 @@ def test_dead_letters_change_hands_with_the_rows(
                 put_in_force(database, codec, accounts, swapped, logic)
     account = reconcile(database, accounts.pipeline)
     assert account.balanced and account.in_sink == 3, account
-    assert ask(database, "SELECT consumer, input_id, pipeline FROM dead_letters") == [
-        (accounts.processor.name, "e2", accounts.pipeline.name)
+    assert ask(
+        database, "SELECT consumer, input_id, pipeline, status FROM dead_letters ORDER BY input_id"
+    ) == [
+        (accounts.processor.name, "e2", accounts.pipeline.name, "open"),
+        # An operator had worked on it: its history stays, and says what became of it.
+        (accounts.pipeline.sink_name, "e3", accounts.pipeline.name, "redriven"),
+    ]
+    assert ask(database, "SELECT note FROM dead_letter_actions WHERE action = 'redriven'") == [
+        (f"read again by replay {run.run_id}",)
     ]
     assert {e for (e,) in ask(database, f"SELECT event_id FROM {accounts.ledger.name}")} == {"e1", "e3", "e4"}
 
