@@ -146,29 +146,25 @@ def failed(mutant: Mutant) -> tuple[bool, str]:
         if text.count(mutant.old) != 1:
             return False, f"{mutant.file} has the text {text.count(mutant.old)} times; adjust the mutant"
         path.write_text(text.replace(mutant.old, mutant.new))
-        run = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "pytest",
-                "-q",
-                "-x",
-                "-p",
-                "no:cacheprovider",
-                "--timeout=120",
-                mutant.test,
-            ],
-            cwd=copy,
-            env={
-                **os.environ,
-                "PYTHONPATH": str(copy),
-                "MILLRACE_CACHE": os.environ.get("MILLRACE_CACHE", str(TREE / ".millrace" / "cache")),
-                "MILLRACE_TEST_PORT_BASE": os.environ.get("MILLRACE_TEST_PORT_BASE", str(PORT_BASE)),
-            },
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-        )
+        environ = {
+            **os.environ,
+            "PYTHONPATH": str(copy),
+            "MILLRACE_CACHE": os.environ.get("MILLRACE_CACHE", str(TREE / ".millrace" / "cache")),
+            "MILLRACE_TEST_PORT_BASE": os.environ.get("MILLRACE_TEST_PORT_BASE", str(PORT_BASE)),
+        }
+        pytest = (sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--timeout=120")
+        try:
+            run = subprocess.run(
+                (*pytest, mutant.test), cwd=copy, env=environ, capture_output=True, text=True, timeout=SECONDS
+            )
+        finally:
+            # An interrupted run leaves its services running, which the next one's ports need.
+            home = {
+                "MILLRACE_HOME": str(copy / ".millrace" / "test"),
+                "MILLRACE_PORT_BASE": environ["MILLRACE_TEST_PORT_BASE"],
+            }
+            down = (sys.executable, "-m", "infra.cli", "down", "--purge")
+            subprocess.run(down, cwd=copy, env=environ | home, capture_output=True)
         lines = run.stdout.strip().splitlines()
         # 1: tests ran and failed. Anything else (no such test, a crash) proves nothing.
         return run.returncode == 1 and " failed" in lines[-1], lines[-1] if lines else run.stderr[-200:]
