@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,21 +155,32 @@ def failed(mutant: Mutant) -> tuple[bool, str]:
             "MILLRACE_TEST_PORT_BASE": os.environ.get("MILLRACE_TEST_PORT_BASE", str(PORT_BASE)),
         }
         pytest = (sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--timeout=120")
+        run = subprocess.Popen(
+            (*pytest, mutant.test),
+            cwd=copy,
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
         try:
-            run = subprocess.run(
-                (*pytest, mutant.test), cwd=copy, env=environ, capture_output=True, text=True, timeout=SECONDS
-            )
+            printed, _ = run.communicate(timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            printed = f"did not end within {SECONDS} s"
         finally:
-            # An interrupted run leaves its services running, which the next one's ports need.
+            # An interrupted run leaves processes and services behind, whose ports the next one needs.
+            with suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)
             home = {
                 "MILLRACE_HOME": str(copy / ".millrace" / "test"),
                 "MILLRACE_PORT_BASE": environ["MILLRACE_TEST_PORT_BASE"],
             }
             down = (sys.executable, "-m", "infra.cli", "down", "--purge")
             subprocess.run(down, cwd=copy, env=environ | home, capture_output=True)
-        lines = run.stdout.strip().splitlines()
+        lines = printed.strip().splitlines() or ["nothing was printed"]
         # 1: tests ran and failed. Anything else (no such test, a crash) proves nothing.
-        return run.returncode == 1 and " failed" in lines[-1], lines[-1] if lines else run.stderr[-200:]
+        return run.returncode == 1 and " failed" in lines[-1], lines[-1]
 
 
 def main() -> int:
