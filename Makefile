@@ -55,7 +55,7 @@ test: setup ## All tests on the real components; coverage must reach 85 % (ARGS=
 
 .PHONY: test-real-input
 test-real-input: setup ## Whole files of real data through the platform, with the time of each
-	$(BIN)/pytest -s -m real_input tests/real_input
+	$(BIN)/pytest -s -m real_input tests/real_input tests/streams/orders
 
 .PHONY: test-docker
 test-docker: ## Try the Docker way with our own images, under a daemon of its own; as root

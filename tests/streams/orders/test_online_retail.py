@@ -79,6 +79,7 @@ def test_each_order_before_the_next_equals_a_loop_over_the_file(opening: dict[st
     }
 
 
+@pytest.mark.real_input
 def test_all_orders_at_once_equal_the_oracle_over_the_recorded_log(opening: dict[str, int]) -> None:
     """In a random interleaving of 12 partitions: every answer is the oracle's, and nothing is lost."""
     topology = stocked(opening, partitions=12)
