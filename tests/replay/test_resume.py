@@ -38,7 +38,7 @@ def test_a_killed_replay_goes_on_where_it_was(database: Settings, codec: Codec, 
     total = 16_000
     prefix = accounts.processor.name.removesuffix("-accounting")
     with running(database, accounts):
-        send(database, codec, accounts, [deposit(n % 15_000, f"a{n % 13}") for n in range(total)])
+        send(database, codec, accounts, [deposit(n % 15_000, f"a{n % 15_000 % 13}") for n in range(total)])
         wait_stored(database, accounts, total)
         run = begun(database, codec, accounts)
         seen: list[int] = []
