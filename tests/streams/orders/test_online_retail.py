@@ -56,6 +56,7 @@ def test_opening_stock_is_half_of_the_demand(opening: dict[str, int]) -> None:
     assert opening == {str(sku): int(units) for sku, units in half.items() if units}
 
 
+@pytest.mark.real_input
 def test_each_order_before_the_next_equals_a_loop_over_the_file(opening: dict[str, int]) -> None:
     """Submitted one after another, the file's orders end as in a plain loop over its rows."""
     topology = stocked(opening, partitions=1)
