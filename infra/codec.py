@@ -213,15 +213,9 @@ class Codec:
             if not framed:
                 raise Undecodable("the value does not start with a zero byte and a schema id")
             schema_id = _HEADER.unpack_from(data)[1]
-        try:
-            text = self._client.get_schema(schema_id).schema_str
-        except SchemaRegistryError as error:
-            if error.http_status_code == 404:
-                raise Undecodable(f"schema {schema_id} is not registered", schema_id) from error
-            raise RegistryUnavailable(str(error)) from error
-        except Exception as error:  # of whichever HTTP library the client found
-            raise RegistryUnavailable(str(error)) from error
-        assert text is not None
+        text = self._schema_text(schema_id)
+        if text is None:
+            raise Undecodable(f"schema {schema_id} is not registered", schema_id)
         body = io.BytesIO(data[_HEADER.size :] if framed else data)
         try:
             writer = fastavro.parse_schema(without_logical_types(json.loads(text)))
@@ -259,21 +253,28 @@ class Codec:
         self._writer_ids[topic.name] = schema_id
         return schema_id
 
+    def _schema_text(self, schema_id: int) -> str | None:
+        """The text of a schema; None where the registry has none of this id."""
+        try:
+            text: str | None = self._client.get_schema(schema_id).schema_str
+            assert text is not None
+        except SchemaRegistryError as error:
+            if error.http_status_code == 404:
+                return None
+            raise RegistryUnavailable(str(error)) from error
+        except Exception as error:  # of whichever HTTP library the client found
+            raise RegistryUnavailable(str(error)) from error
+        return text
+
     def _writer(self, topic: Topic, schema_id: int) -> Any:
         refused = self._refused.get((topic.name, schema_id))
         if refused and time.monotonic() < refused[0]:
             raise Undecodable(refused[1], schema_id)
-        try:
-            text = self._client.get_schema(schema_id).schema_str
-            assert text is not None
-        except SchemaRegistryError as error:
-            if error.http_status_code == 404:
-                return self._refuse(
-                    topic, schema_id, f"schema {schema_id} is not registered; register it before producing"
-                )
-            raise RegistryUnavailable(str(error)) from error
-        except Exception as error:  # of whichever HTTP library the client found
-            raise RegistryUnavailable(str(error)) from error
+        text = self._schema_text(schema_id)
+        if text is None:
+            return self._refuse(
+                topic, schema_id, f"schema {schema_id} is not registered; register it before producing"
+            )
         schema = json.loads(text)
         name = full_name(schema) if isinstance(schema, dict) and "name" in schema else str(schema)
         if name == full_name(TICK.schema):

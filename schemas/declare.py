@@ -19,6 +19,8 @@ KEBAB = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 SNAKE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 DAY_MS = 24 * 60 * 60 * 1000
+FUTURE_MS = 5 * 60_000
+"""An event time more than this beyond its record's append time is invalid: its clock is wrong."""
 
 
 class DeclarationError(ValueError):

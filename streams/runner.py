@@ -34,15 +34,13 @@ from infra.telemetry.metrics import (
     RECORDS_CONSUMED,
     RECORDS_PRODUCED,
 )
-from schemas.declare import Pipeline, Processor, Topic
+from schemas.declare import FUTURE_MS, Pipeline, Processor, Topic
 from schemas.platform import TICK
 from streams.decide import Event, Logic, Outcomes, Record, decide_in_order
 from streams.restore import restore
 
 log = logging.getLogger(__name__)
 
-FUTURE_MS = 5 * 60_000
-"""An event time more than this beyond its append time is invalid: its clock is wrong."""
 VERSIONS_SECONDS = 1.0
 """How often a newer version of rules, fences or models is looked for."""
 FLUSH_SECONDS = 30.0

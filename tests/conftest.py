@@ -75,18 +75,23 @@ def registry(services: Settings) -> Iterator[Settings]:
         state = str(services.home_path / "registry")
         argv = ("--port", str(services.port(PORT_REGISTRY)), "--state-dir", state)
         process = subprocess.Popen((sys.executable, "-m", "schemas.registry", *argv))
-    end = time.monotonic() + 30
-    while True:
-        try:
-            httpx.get(url, trust_env=False).raise_for_status()
-            break
-        except httpx.HTTPError:
-            assert time.monotonic() < end, f"{url} does not answer"
-            time.sleep(0.1)
+    await_answer(url)
     yield services
     if process is not None:
         process.terminate()
         process.wait(timeout=10)
+
+
+def await_answer(url: str) -> None:
+    """Wait until a service of HTTP answers well."""
+    end = time.monotonic() + 30
+    while True:
+        try:
+            httpx.get(url, trust_env=False).raise_for_status()
+            return
+        except httpx.HTTPError:
+            assert time.monotonic() < end, f"{url} does not answer"
+            time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")

@@ -23,15 +23,13 @@ from infra.dlq.letters import OPEN, REDRIVEN, SENDING, DlqError, Letter
 from infra.postgres import Connection, connect
 from infra.settings import Settings
 from infra.topic_log import at_time, ends, partitions, read
-from schemas.declare import Pipelines, Topic
+from schemas.declare import FUTURE_MS, Pipelines, Topic
 
 HEADER = "millrace-redrive"
 """Header of a redriven record: the letter's id and the redrive's, as `17/203`."""
 
 LOCK = 0x72656472  # "redr": one redrive at a time
 CHUNK_RECORDS = 100
-FUTURE_MS = 5 * 60_000
-"""As the processors': an event time further ahead of the append time is refused."""
 CLOCK_MARGIN_MS = 60_000
 """How far the clocks of database and broker may lie apart when a redriven record is looked for."""
 ACKNOWLEDGE_MS = 20_000

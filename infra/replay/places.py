@@ -15,11 +15,9 @@ from infra.checkpoints import TopicPartition
 from infra.codec import Codec, Undecodable
 from infra.settings import Settings
 from infra.topic_log import at_time, ends, partitions, read, starts
-from schemas.declare import Pipeline, Topic
+from schemas.declare import FUTURE_MS, Pipeline, Topic
 from schemas.replayed import deciding_anew
 
-FUTURE_MS = 5 * 60_000
-"""How far an event time may lie after its record's append time (the runtime refuses what lies further)."""
 WARM_UP_MIN_MS = 3_600_000
 """Even processors without memory read this much before the range: what was answered late is told apart so."""
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from schemas.declare import DAY_MS
+from schemas.declare import DAY_MS, FUTURE_MS
 from streams.event_time import BoundedLateness
 
 HOUR_MS = 3_600_000
@@ -32,8 +32,6 @@ LATENESS_MS = DAY_MS
 HORIZON_MS = LONGEST_MS + LATENESS_MS
 REMEMBERED = BoundedLateness(HORIZON_MS)
 """What lies at or behind a card's watermark is forgotten; what comes from there finds no windows."""
-FUTURE_MS = 5 * 60_000
-"""How far the runtime lets an event time run ahead of its append time."""
 IDLE_MS = HORIZON_MS + FUTURE_MS
 CARDS_MAX = 500_000
 CHUNK_BYTES = 1 << 20

@@ -18,8 +18,10 @@ from infra.settings import Settings
 from infra.standing import readers
 from infra.telemetry.health import Health
 from infra.topic_log import ends, partitions
-from schemas.declare import Topic
+from schemas.declare import Pipeline, Topic
+from sinks.rows import RowMapping
 from sinks.runtime import Sink
+from streams.decide import LogicFactory
 from streams.runtime import Worker
 from tests.accounts import Accounts
 
@@ -57,22 +59,26 @@ def _thread(main: Callable[[], None], end: Callable[[], None]) -> Iterator[list[
 
 
 @contextmanager
-def running_sink(settings: Settings, accounts: Accounts) -> Iterator[list[BaseException]]:
-    """The sink; yields the list that receives the error it ends with, if any."""
-    sink = Sink(settings, accounts.pipeline, accounts.rows, Health())
+def sinking(
+    settings: Settings, pipeline: Pipeline, rows: tuple[RowMapping, ...]
+) -> Iterator[list[BaseException]]:
+    """A pipeline's sink; yields the list that receives the error it ends with, if any."""
+    sink = Sink(settings, pipeline, rows, Health())
     with _thread(sink.run, sink.ending.set) as errors:
         yield errors
 
 
 @contextmanager
-def running_processor(settings: Settings, accounts: Accounts) -> Iterator[list[BaseException]]:
-    """The processor; yields the list that receives the error it ends with, if any."""
+def processing(
+    settings: Settings, pipeline: Pipeline, logics: dict[str, LogicFactory], instance: str = "0"
+) -> Iterator[list[BaseException]]:
+    """A pipeline's processors; yields the list that receives the error they end with, if any."""
     handle: dict[str, Any] = {}
     ready = threading.Event()
 
     async def run() -> None:
         handle["ending"], handle["loop"] = asyncio.Event(), asyncio.get_running_loop()
-        worker = Worker(settings, accounts.pipeline, {accounts.processor.name: accounts.logic}, Health(), "0")
+        worker = Worker(settings, pipeline, logics, Health(), instance)
         ready.set()
         await worker.run(handle["ending"])
 
@@ -80,7 +86,24 @@ def running_processor(settings: Settings, accounts: Accounts) -> Iterator[list[B
         handle["loop"].call_soon_threadsafe(handle["ending"].set)
 
     with _thread(lambda: asyncio.run(run()), end) as errors:
-        assert ready.wait(10)
+        assert ready.wait(20)
+        yield errors
+
+
+@contextmanager
+def running_sink(settings: Settings, accounts: Accounts) -> Iterator[list[BaseException]]:
+    """The example pipeline's sink."""
+    with sinking(settings, accounts.pipeline, accounts.rows) as errors:
+        yield errors
+
+
+@contextmanager
+def running_processor(
+    settings: Settings, accounts: Accounts, instance: str = "0"
+) -> Iterator[list[BaseException]]:
+    """The example pipeline's processor."""
+    logics: dict[str, LogicFactory] = {accounts.processor.name: accounts.logic}
+    with processing(settings, accounts.pipeline, logics, instance) as errors:
         yield errors
 
 

@@ -13,7 +13,6 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import pytest
 
 from infra.codec import Codec
@@ -21,7 +20,7 @@ from infra.postgres import migrate
 from infra.services.native import NativeServices
 from infra.services.postgres import Postgres
 from infra.settings import PORT_REGISTRY, Settings
-from tests.conftest import HOME, PORT_BASE
+from tests.conftest import HOME, PORT_BASE, await_answer
 
 DISK_BYTES = 1 << 30
 
@@ -109,7 +108,7 @@ def faulty() -> Iterator[Services]:
         state = str(settings.home_path / "registry")
         argv = ("--port", str(settings.port(PORT_REGISTRY)), "--state-dir", state)
         registry = subprocess.Popen((sys.executable, "-m", "schemas.registry", *argv))
-        _await(f"{settings.schema_registry_url}/subjects")
+        await_answer(f"{settings.schema_registry_url}/subjects")
         migrate(settings.database_url)
         with closing(services.codec):
             yield services
@@ -137,14 +136,3 @@ def _clear(services: Services) -> None:
         while os.path.ismount(at):
             subprocess.run(["umount", at], check=True)
     shutil.rmtree(services.settings.home_path, ignore_errors=True)
-
-
-def _await(url: str) -> None:
-    end = time.monotonic() + 30
-    while True:
-        try:
-            httpx.get(url, trust_env=False).raise_for_status()
-            return
-        except httpx.HTTPError:
-            assert time.monotonic() < end, f"{url} does not answer"
-            time.sleep(0.1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,11 +18,9 @@ from infra.replay.places import Bound, resolve
 from infra.replay.swap import Swapped, swap
 from infra.replay.work import work
 from infra.settings import Settings
-from infra.telemetry.health import Health
-from sinks.runtime import Sink
 from streams.decide import LogicFactory
-from streams.runtime import Worker
 from tests.accounts import Accounts
+from tests.accounts.running import running_processor, running_sink
 
 
 def deposit(n: int, account: str, amount_minor: int = 100) -> dict[str, Any]:
@@ -60,56 +56,15 @@ def until(condition: Callable[[], bool], seconds: float = 40) -> None:
 
 @contextmanager
 def processor(settings: Settings, accounts: Accounts, instance: str = "0") -> Iterator[list[BaseException]]:
-    errors: list[BaseException] = []
-    handle: dict[str, Any] = {}
-    ready = threading.Event()
-
-    def main() -> None:
-        async def run() -> None:
-            handle["ending"], handle["loop"] = asyncio.Event(), asyncio.get_running_loop()
-            worker = Worker(
-                settings, accounts.pipeline, {accounts.processor.name: accounts.logic}, Health(), instance
-            )
-            ready.set()
-            await worker.run(handle["ending"])
-
-        try:
-            asyncio.run(run())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=main, daemon=True)
-    thread.start()
-    assert ready.wait(10)
-    try:
+    with running_processor(settings, accounts, instance) as errors:
         yield errors
-    finally:
-        if thread.is_alive():
-            handle["loop"].call_soon_threadsafe(handle["ending"].set)
-        thread.join(30)
-        assert not thread.is_alive()
     assert errors == []
 
 
 @contextmanager
 def sink(settings: Settings, accounts: Accounts) -> Iterator[list[BaseException]]:
-    errors: list[BaseException] = []
-    live = Sink(settings, accounts.pipeline, accounts.rows, Health())
-
-    def main() -> None:
-        try:
-            live.run()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=main, daemon=True)
-    thread.start()
-    try:
+    with running_sink(settings, accounts) as errors:
         yield errors
-    finally:
-        live.ending.set()
-        thread.join(30)
-        assert not thread.is_alive()
     assert errors == []
 
 

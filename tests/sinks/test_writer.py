@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -18,11 +15,10 @@ from infra.checkpoints import Fenced, PositionRefused
 from infra.codec import Codec
 from infra.postgres import connect
 from infra.settings import Settings
-from infra.telemetry.health import Health
 from schemas.declare import Topic
-from sinks.runtime import Sink
 from sinks.writer import id_hash
 from tests.accounts import Accounts
+from tests.accounts.running import running_sink as running
 
 DAY = 86_400_000
 
@@ -53,27 +49,6 @@ def send(
         else:
             p.produce(topic.name, codec.encode(topic, event), event[topic.key], partition=partition)
     assert p.flush(20) == 0
-
-
-@contextmanager
-def running(settings: Settings, accounts: Accounts) -> Iterator[list[BaseException]]:
-    errors: list[BaseException] = []
-    sink = Sink(settings, accounts.pipeline, accounts.rows, Health())
-
-    def main() -> None:
-        try:
-            sink.run()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=main, daemon=True)
-    thread.start()
-    try:
-        yield errors
-    finally:
-        sink.ending.set()
-        thread.join(30)
-        assert not thread.is_alive()
 
 
 def ask(settings: Settings, query: str, *args: Any) -> list[tuple[Any, ...]]:

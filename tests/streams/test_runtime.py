@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -19,9 +15,8 @@ from infra.checkpoints import Fenced
 from infra.codec import Codec
 from infra.postgres import connect
 from infra.settings import Settings
-from infra.telemetry.health import Health
-from streams.runtime import Worker
 from tests.accounts import Accounts
+from tests.accounts.running import running_processor as running
 
 
 def deposit(n: int, account: str, amount_minor: int = 100) -> dict[str, Any]:
@@ -64,39 +59,6 @@ def read(settings: Settings, topic: str, partitions: int) -> list[tuple[int, int
     finally:
         consumer.close()
     return found
-
-
-@contextmanager
-def running(settings: Settings, accounts: Accounts, instance: str = "0") -> Iterator[list[BaseException]]:
-    """A worker in a thread; yields the list that receives the error it ends with, if any."""
-    errors: list[BaseException] = []
-    handle: dict[str, Any] = {}
-    ready = threading.Event()
-
-    def main() -> None:
-        async def run() -> None:
-            handle["ending"], handle["loop"] = asyncio.Event(), asyncio.get_running_loop()
-            worker = Worker(
-                settings, accounts.pipeline, {accounts.processor.name: accounts.logic}, Health(), instance
-            )
-            ready.set()
-            await worker.run(handle["ending"])
-
-        try:
-            asyncio.run(run())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=main, daemon=True)
-    thread.start()
-    assert ready.wait(10)
-    try:
-        yield errors
-    finally:
-        if thread.is_alive():
-            handle["loop"].call_soon_threadsafe(handle["ending"].set)
-        thread.join(30)
-        assert not thread.is_alive()
 
 
 def wait_for(
