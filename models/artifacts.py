@@ -12,11 +12,11 @@ import io
 import json
 import os
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import joblib
-import sklearn
 
 
 class ArtifactError(RuntimeError):
@@ -29,7 +29,7 @@ def store_artifact(object_store: Path, value: Any, card: dict[str, Any]) -> str:
     joblib.dump(value, out)
     body = out.getvalue()
     sha256 = hashlib.sha256(body).hexdigest()
-    described = card | {"sha256": sha256, "bytes": len(body), "sklearn": sklearn.__version__}
+    described = card | {"sha256": sha256, "bytes": len(body), "sklearn": version("scikit-learn")}
     path = _path(object_store, sha256)
     path.parent.mkdir(parents=True, exist_ok=True)
     _write(path, body)
@@ -59,7 +59,8 @@ def load_artifact(object_store: Path, sha256: str) -> Any:
             return joblib.load(io.BytesIO(body))
         except UserWarning as other:  # sklearn's InconsistentVersionWarning: scores could differ silently
             raise ArtifactError(
-                f"model {sha256[:12]} was trained with another scikit-learn than {sklearn.__version__};"
+                f"model {sha256[:12]} was trained with another scikit-learn than"
+                f" {version('scikit-learn')};"
                 f" train it again or install that version ({other})"
             ) from other
 

@@ -95,7 +95,7 @@ class AnomalyModel:
                 f" ({', '.join(sorted(set(artifact['features']) ^ set(FEATURES))) or 'their order differs'});"
                 " train it again with `millrace models train fraud`"
             )
-        return cls(version, IsolationTrees.of(artifact["forest"]), artifact["limits"])
+        return cls(version, artifact["trees"], artifact["limits"])
 
     def risks(self, vectors: Sequence[tuple[int, ...]]) -> list[float]:
         """The risk of each vector, 0.0 to 1.0 in steps of 1 / RISK_STEPS; each depends on its row alone."""
@@ -108,9 +108,10 @@ class AnomalyModel:
 def train(rows: Iterable[Mapping[str, Any]], random_state: int = 0) -> dict[str, Any]:
     """Train on decisions (rows with the fields that `features` reads); returns the artifact.
 
-    The artifact: `forest` (sklearn), `features` (their names), `limits` (see `AnomalyModel`), `rows`. The
-    risk of a row is calibrated on the training rows: with the share of them at least as anomalous,
-    risk = -log10(share) * RISK_PER_DECADE, from 0 to 1. Raises ValueError for fewer than `ROWS_MIN`.
+    The artifact: `trees` (`IsolationTrees`: whoever scores needs no scikit-learn), `features` (their names),
+    `limits` (see `AnomalyModel`), `rows`. The risk of a row is calibrated on the training rows: with the
+    share of them at least as anomalous, risk = -log10(share) * RISK_PER_DECADE, from 0 to 1.
+    Raises ValueError for fewer than `ROWS_MIN`.
     """
     from sklearn.ensemble import IsolationForest  # slow to import, and needed to train only
 
@@ -118,9 +119,10 @@ def train(rows: Iterable[Mapping[str, Any]], random_state: int = 0) -> dict[str,
     if len(matrix) < ROWS_MIN:
         raise ValueError(f"there are {len(matrix)} rows to train on; give at least {ROWS_MIN}")
     forest = IsolationForest(n_estimators=TREES, random_state=random_state, n_jobs=1).fit(matrix)
-    sums = np.sort(np.concatenate([IsolationTrees.of(forest).path_sums(part) for part in _parts(matrix)]))
+    trees = IsolationTrees.of(forest)
+    sums = np.sort(np.concatenate([trees.path_sums(part) for part in _parts(matrix)]))
     return {
-        "forest": forest,
+        "trees": trees,
         "features": FEATURES,
         "limits": risk_limits(sums),
         "rows": len(matrix),

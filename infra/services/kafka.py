@@ -54,7 +54,7 @@ class Kafka(Component):
 
     def command(self) -> Sequence[str]:
         return [
-            *self._java(*self.settings.text("kafka_jvm").split()),
+            *self._java(*self.settings.text("kafka_jvm").split(), *self.classes()),
             "-XX:+ExitOnOutOfMemoryError",
             "kafka.Kafka",
             str(self.folder / "server.properties"),
@@ -70,6 +70,20 @@ class Kafka(Component):
         if not found:
             raise ServiceError(f"kafka's jars are not in {folder}; run `make setup`")
         return found[-1]
+
+    def archive(self) -> Path:
+        """Where `infra.services.class_archive` puts the classes of these jars."""
+        return self.libraries().with_name("classes.jsa")
+
+    def classes(self) -> Sequence[str]:
+        """The JVM's options about its class archive."""
+        archive = self.archive()
+        # Asked for without being there, it would be an error; made by another Java, it is passed over.
+        return (
+            (f"-XX:SharedArchiveFile={archive}", "-Xlog:cds=off", "-Xlog:cds+dynamic=off")
+            if archive.exists()
+            else ()
+        )
 
     def _java(self, *options: str) -> list[str]:
         home = os.environ.get("JAVA_HOME")

@@ -8,7 +8,7 @@ import fcntl
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -33,9 +33,9 @@ class NativeServices:
 
     kind: Literal["native"] = "native"
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, components: Sequence[Component] | None = None) -> None:
         self.settings = settings
-        self.components = [component(settings) for component in COMPONENTS]
+        self.components = components or [component(settings) for component in COMPONENTS]
 
     def up(self, progress: Progress) -> None:
         """See `Services.up`. Components start in parallel; one that fails leaves the others running."""
