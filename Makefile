@@ -62,9 +62,15 @@ test-docker: ## Try the Docker way with our own images, under a daemon of its ow
 	@infra/bootstrap.sh docker
 	@infra/docker/test.sh
 
-.PHONY: faults mutants
-faults: setup ## Kill, stop and starve real processes and services (SEED=1); as root
-	MILLRACE_FAULTS_SEED=$(or $(SEED),1) $(BIN)/pytest -s -m "" tests/faults
+.PHONY: faults endurance mutants
+faults: ## Kill, stop and starve real processes and services (SEED=1); as root
+	@infra/bootstrap.sh faults
+	MILLRACE_FAULTS_SEED=$(or $(SEED),1) $(BIN)/pytest -s -m "not endurance" tests/faults
+
+endurance: ## 200 kills over 2 million records (SEED=1 KILLS=200 RECORDS=2000000); as root
+	@infra/bootstrap.sh faults
+	MILLRACE_FAULTS_SEED=$(or $(SEED),1) MILLRACE_FAULTS_KILLS=$(or $(KILLS),200) \
+		MILLRACE_FAULTS_RECORDS=$(or $(RECORDS),2000000) $(BIN)/pytest -s -m endurance tests/faults
 
 mutants: setup ## Take each safeguard out and require its test to fail
 	$(BIN)/python -m tests.faults.mutants

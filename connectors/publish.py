@@ -21,11 +21,11 @@ from confluent_kafka import KafkaError, KafkaException, Message
 from pydantic import BaseModel, Field
 from starlette.requests import HTTPConnection
 
-from infra.broker import MAX_RECORD_BYTES, producer
+from infra.broker import producer
 from infra.codec import Codec, RegistryUnavailable, Unencodable, Unregistered
 from infra.problems import Problem
 from infra.telemetry.metrics import PRODUCE_FAILURES, PRODUCE_SECONDS, RECORDS_PRODUCED
-from schemas.declare import Topic
+from schemas.declare import RECORD_BYTES, Topic
 
 log = logging.getLogger(__name__)
 
@@ -258,7 +258,7 @@ class Publisher:
             return Problem(
                 413,
                 "Too large",
-                f"The event is larger than a record may be ({MAX_RECORD_BYTES} bytes); send it in parts.",
+                f"The event is larger than a record may be ({RECORD_BYTES} bytes); send it in parts.",
             )
         # Whatever else a report says, an attempt before it may have been written.
         PRODUCE_FAILURES.labels(self._name, topic.name, "unknown").inc()

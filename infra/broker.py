@@ -18,7 +18,7 @@ from confluent_kafka import TopicPartition as KafkaPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from infra.checkpoints import Claim, Fenced, LogBounds, PositionRefused, TopicPartition
-from schemas.declare import Topic
+from schemas.declare import LETTER_BYTES, RECORD_BYTES, Topic
 
 log = logging.getLogger(__name__)
 LIBRDKAFKA = logging.getLogger("librdkafka")  # otherwise it writes lines of its own form to stderr
@@ -26,7 +26,6 @@ LIBRDKAFKA = logging.getLogger("librdkafka")  # otherwise it writes lines of its
 ADMIN_SECONDS = 30.0
 CLAIM_RETRY_SECONDS = 0.5
 CLOSE_SECONDS = 10.0
-MAX_RECORD_BYTES = 1_048_576
 
 
 class TopicMismatch(RuntimeError):
@@ -40,10 +39,11 @@ class TopicSpec:
     name: str
     partitions: int
     retention_ms: int
+    largest_bytes: int
 
     @classmethod
     def of(cls, topic: Topic) -> TopicSpec:
-        return cls(topic.name, topic.partitions, topic.retention_ms)
+        return cls(topic.name, topic.partitions, topic.retention_ms, topic.largest_bytes)
 
 
 def admin(bootstrap_servers: str) -> AdminClient:
@@ -80,6 +80,7 @@ def ensure_topics(bootstrap_servers: str, specs: Iterable[TopicSpec]) -> list[st
                     # With CreateTime, records of last year vanish at the first retention check.
                     "message.timestamp.type": "LogAppendTime",
                     "retention.ms": str(s.retention_ms),
+                    "max.message.bytes": str(s.largest_bytes),
                 },
             )
             for s in missing
@@ -120,13 +121,18 @@ def producer(bootstrap_servers: str, **overrides: Any) -> Producer:
             "linger.ms": 5,
             "compression.type": "lz4",
             "queue.buffering.max.messages": 200_000,
-            "message.max.bytes": MAX_RECORD_BYTES,
+            "message.max.bytes": RECORD_BYTES,
             # murmur2, as Kafka's own clients: a key must land in the same partition whoever produces it.
             "partitioner": "murmur2_random",
             **overrides,
         },
         logger=LIBRDKAFKA,
     )
+
+
+def result_producer(bootstrap_servers: str) -> Producer:
+    """A `producer` for results and dead letters, which may be larger than what connectors take in."""
+    return producer(bootstrap_servers, **{"message.max.bytes": LETTER_BYTES})
 
 
 @dataclass(slots=True)

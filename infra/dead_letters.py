@@ -6,12 +6,15 @@ from typing import Any
 
 from confluent_kafka import Message
 
-from schemas.declare import Topic
+from schemas.declare import LETTER_BYTES, Topic
 
 Event = dict[str, Any]
 
 REASON_HEADER = "millrace-reason"
 """Header of bytes that a connector knew to be no event, and passed on for nothing to be lost: the reason."""
+
+VALUE_BYTES = LETTER_BYTES - (1 << 20)
+"""The largest value that a letter repeats, with room for its key and reason."""
 
 COLUMNS = (
     "consumer",
@@ -45,6 +48,10 @@ def envelope(
     event: Event | None = None,
 ) -> Event:
     """The event that tells of a refused record. `event` is its decoded value, where there is one."""
+    value = message.value()
+    if value is not None and len(value) > VALUE_BYTES:
+        error += f"; its value of {len(value)} bytes is too large for a letter and stands on the topic alone"
+        value = None
     return {
         "event_id": f"{message.topic()}/{message.partition()}/{message.offset()}/{consumer}",
         "tenant": (event or {}).get("tenant", ""),
@@ -61,7 +68,7 @@ def envelope(
         "field": field,
         "error": error,
         "key": message.key(),
-        "value": message.value(),
+        "value": value,
     }
 
 

@@ -22,6 +22,13 @@ DAY_MS = 24 * 60 * 60 * 1000
 FUTURE_MS = 5 * 60_000
 """An event time more than this beyond its record's append time is invalid: its clock is wrong."""
 
+RECORD_BYTES = 1 << 20
+"""The largest record of an input. The broker weighs it compressed, so a larger one may come all the same."""
+RESULT_BYTES = 4 * RECORD_BYTES
+"""The largest record of any topic but dead letters: a result repeats its input and adds to it."""
+LETTER_BYTES = 64 * RECORD_BYTES
+"""The largest dead letter, which holds the whole of a record that was too large."""
+
 
 class DeclarationError(ValueError):
     """A declaration that cannot work. Raised at import; names the field, the value and the remedy."""
@@ -49,6 +56,8 @@ class Topic:
     event_time: str = "occurred_at"
     partitions: int = 12
     retention_ms: int = 30 * DAY_MS
+    largest_bytes: int = RESULT_BYTES
+    """The largest record, compressed, that the broker takes."""
     schema_name: str | None = None
     """Name of the .avsc where it is not the topic's own."""
     tick_ms: int | None = None
@@ -151,6 +160,7 @@ class Topic:
             about=f"Dead letters of {self.name}",
             partitions=1,
             retention_ms=-1 if self.retention_ms == -1 else max(self.retention_ms, 90 * DAY_MS),
+            largest_bytes=LETTER_BYTES,
         )
 
 

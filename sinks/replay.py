@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from infra.broker import PartitionBatch, producer
+from infra.broker import PartitionBatch, result_producer
 from infra.checkpoints import Claim, LogBounds, TopicPartition
 from infra.codec import Codec
 from infra.progress import Progress
@@ -36,7 +36,7 @@ class SinkStage:
             pipeline,
             mappings,
             codec,
-            producer(settings.kafka_bootstrap_servers),
+            result_producer(settings.kafka_bootstrap_servers),
             database_url,
             Progress(self.name, [t.name for t in pipeline.sink_topics], Health()),
             replaying=not in_place,

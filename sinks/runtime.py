@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 
-from infra.broker import PartitionBatch, Source, producer
+from infra.broker import PartitionBatch, Source, result_producer
 from infra.codec import Codec, RegistryUnavailable
 from infra.dead_letter_limit import DeadLetterLimit
 from infra.generations import sink_url
@@ -45,7 +45,7 @@ class Sink:
             pipeline,
             mappings,
             self._codec,
-            producer(settings.kafka_bootstrap_servers),
+            result_producer(settings.kafka_bootstrap_servers),
             sink_url(settings.database_url),
             self.progress,
             DeadLetterLimit(pipeline.sink_name, settings.number("dead_letter_limit_pct")),

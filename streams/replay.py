@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from infra.broker import PartitionBatch, producer
+from infra.broker import PartitionBatch, result_producer
 from infra.checkpoints import Claim, LogBounds, TopicPartition
 from infra.codec import Codec
 from infra.progress import Progress
@@ -41,7 +41,7 @@ class ProcessorStage:
             processor,
             logic,
             codec,
-            producer(settings.kafka_bootstrap_servers),
+            result_producer(settings.kafka_bootstrap_servers),
             database_url,
             Progress(processor.name, [t.name for t in processor.sources], Health()),
             held_back=held_back,

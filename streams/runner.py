@@ -34,7 +34,7 @@ from infra.telemetry.metrics import (
     RECORDS_CONSUMED,
     RECORDS_PRODUCED,
 )
-from schemas.declare import FUTURE_MS, Pipeline, Processor, Topic
+from schemas.declare import FUTURE_MS, RECORD_BYTES, Pipeline, Processor, Topic
 from schemas.platform import TICK
 from streams.decide import Event, Logic, Outcomes, Record, decide_in_order
 from streams.restore import restore
@@ -322,6 +322,13 @@ class Runner:
         for message in batch.messages:
             offset = message.offset()
             assert offset is not None
+            value = message.value() or b""
+            if len(value) > RECORD_BYTES and topic in self.pipeline.inputs:
+                # Its result could be more than the broker takes, and the processor would never get past it.
+                reason = f"it has {len(value)} bytes, and an event at most {RECORD_BYTES}; send it in parts"
+                schema_id = int.from_bytes(value[1:5], "big") if value[0] == 0 else None
+                refused.append(self._refuse(message, topic, "oversized", reason, None, schema_id, None))
+                continue
             try:
                 decoded = self.codec.decode(topic, message.value())
             except IsTick as tick:

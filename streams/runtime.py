@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import faust
 from faust.app.base import BootStrategy
 
-from infra.broker import PartitionBatch, Source, producer
+from infra.broker import PartitionBatch, Source, result_producer
 from infra.codec import Codec, RegistryUnavailable
 from infra.dead_letter_limit import DeadLetterLimit
 from infra.progress import Progress
@@ -208,7 +208,7 @@ class Worker:
                     processor,
                     logics[processor.name](),
                     codec,
-                    producer(settings.kafka_bootstrap_servers),
+                    result_producer(settings.kafka_bootstrap_servers),
                     settings.database_url,
                     Progress(processor.name, [t.name for t in processor.sources], health),
                     DeadLetterLimit(processor.name, settings.number("dead_letter_limit_pct")),

@@ -33,13 +33,14 @@ from pydantic import ValidationError
 
 from connectors.fleet.telemetry import Telemetry
 from infra import process
-from infra.broker import MAX_RECORD_BYTES, producer
+from infra.broker import producer
 from infra.checkpoints import Fenced
 from infra.codec import Codec, RegistryUnavailable, Unencodable, Unregistered
 from infra.dead_letters import REASON_HEADER
 from infra.settings import Settings
 from infra.telemetry.health import Health
 from infra.telemetry.metrics import MQTT_CONNECTED, MQTT_MESSAGES, PRODUCE_FAILURES, RECORDS_PRODUCED
+from schemas.declare import RECORD_BYTES
 from schemas.fleet import TRUCK_TELEMETRY
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ NEVER_EXPIRES = 0xFFFFFFFF
 BACKOFF_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
 STALLED_SECONDS = 10.0
 DRAIN_SECONDS = 5.0
-LARGEST_BYTES = MAX_RECORD_BYTES - 70_000
+LARGEST_BYTES = RECORD_BYTES - 70_000
 """Payloads beyond this do not fit a record; room is left for the longest key and the headers."""
 KEPT_BYTES = 10_000
 SESSION_TAKEN_OVER = 0x8E

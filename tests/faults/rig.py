@@ -30,7 +30,7 @@ from infra.codec import Codec, Undecodable
 from infra.postgres import connect
 from infra.settings import Settings
 from infra.topic_log import LogUnreadable, ends, partitions, read, starts
-from schemas.declare import Topic
+from schemas.declare import RECORD_BYTES, Topic
 from tests.accounts import Accounts
 
 Place = tuple[str, int, int]
@@ -42,6 +42,15 @@ REFUSED_BY_TABLE = 13
 DRAIN_SECONDS = 60.0
 RESTING = {exit_codes.FENCED, exit_codes.POSITION}
 START_MS = 1_700_000_000_000
+LETTER = {
+    "pipeline": "none",
+    "consumer": "none",
+    "topic": "none",
+    "partition": 0,
+    "offset": 0,
+    "error_class": "none",
+    "error": "none",
+}
 
 
 class Process:
@@ -120,6 +129,8 @@ class Traffic:
     seed: int
     events_total: int
     seconds: float
+    resent: float = 0.05
+    """The share of records that are sent a second time, and of those that come late."""
     acknowledged: dict[Place, bytes] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
 
@@ -161,19 +172,31 @@ class Traffic:
             if event["amount_minor"] == REFUSED_BY_TABLE and rng.random() < 0.5:
                 event["amount_minor"] = 14
             record = (account, self.codec.encode(self.topic, event))
-            if rng.random() < 0.05:
+            if rng.random() < self.resent:
                 held.append(record)  # comes late, behind its successors
             else:
                 sent.append(record)
                 yield record
-            if held and rng.random() < 0.05:
+            if held and rng.random() < self.resent:
                 sent.append(held[0])
-                yield held.pop(0)
-            if rng.random() < 0.05 and sent:
+                yield held.pop(rng.randrange(len(held)))
+            if rng.random() < self.resent and sent:
                 yield rng.choice(sent[-200:])
             if rng.random() < 0.01:
-                yield account, rng.randbytes(rng.randrange(0, 60))
+                yield account, self._poison(rng, event)
+            if n == self.events_total // 2:
+                yield account, self.codec.encode(self.topic, {**event, "tenant": "t" * RECORD_BYTES})
         yield from held
+
+    def _poison(self, rng: random.Random, event: dict[str, Any]) -> bytes:
+        """Random bytes, or an event under a schema id that nobody knows, or under another topic's."""
+        value = self.codec.encode(self.topic, event)
+        foreign = self.codec.encode(
+            self.topic.dlq, {**dict.fromkeys(("key", "value", "field"), None), **LETTER, **event}
+        )
+        return rng.choice(
+            (rng.randbytes(rng.randrange(0, 60)), b"\0" + (1 << 30).to_bytes(4, "big") + value[5:], foreign)
+        )
 
     def _send(self) -> None:
         # Patient: what a broken broker leaves unacknowledged is sent until it is acknowledged.
@@ -185,6 +208,8 @@ class Traffic:
                 "linger.ms": 5,
                 "delivery.timeout.ms": 170_000,
                 "partitioner": "murmur2_random",
+                "compression.type": "lz4",
+                "message.max.bytes": 8 * RECORD_BYTES,  # as nobody should: the broker weighs it compressed
             }
         )
         records = list(self.records())
@@ -242,7 +267,9 @@ class Rig:
         self.running.append(process)
         return process
 
-    def traffic(self, seed: int, events_total: int = 3_000, seconds: float = 6.0) -> Traffic:
+    def traffic(
+        self, seed: int, events_total: int = 3_000, seconds: float = 6.0, resent: float = 0.05
+    ) -> Traffic:
         """Start sending."""
         return Traffic(
             self.accounts.deposits,
@@ -251,6 +278,7 @@ class Rig:
             seed,
             events_total,
             seconds,
+            resent,
         ).start()
 
     def drain(self, seconds: float = DRAIN_SECONDS) -> float:
@@ -361,6 +389,9 @@ class Rig:
         balance: dict[str, int] = defaultdict(int)
         version: dict[str, int] = defaultdict(int)
         for place, _, value in inputs:
+            if len(value) > RECORD_BYTES:
+                poison.add(place)
+                continue
             try:
                 event = self.codec.decode(self.accounts.deposits, value).event
             except Undecodable:

@@ -53,7 +53,7 @@ def test_a_zombie_changes_nothing(
         checked = rig.check([first, second])
         assert zombie.exits == ends
         assert heir.exits == []
-    print(checked)  # noqa: T201
+    print(checked)
 
 
 @pytest.mark.faults
@@ -72,4 +72,4 @@ def test_a_stolen_identity(faulty: Services, tmp_path: Path, seed: int, role: st
         checked = rig.check([traffic])
         assert sorted([robbed.exits, thief.exits]) == [[], [exit_codes.FENCED]]
         assert "another process" in (robbed if robbed.exits else thief).log.read_text()
-    print(checked)  # noqa: T201
+    print(checked)

@@ -37,7 +37,7 @@ def test_deaths_at_every_place(database: Settings, codec: Codec, tmp_path: Path,
         checked = rig.check(rounds)
         assert processor.exits == [-signal.SIGKILL] * len(PROCESSOR_PLACES)
         assert sink.exits == [-signal.SIGKILL] * len(SINK_PLACES)
-    print(f"killed {len(PROCESSOR_PLACES)} + {len(SINK_PLACES)} times; {checked}")  # noqa: T201
+    print(f"killed {len(PROCESSOR_PLACES)} + {len(SINK_PLACES)} times; {checked}")
 
 
 @pytest.mark.faults
@@ -54,4 +54,4 @@ def test_deaths_during_traffic(faulty: Services, tmp_path: Path, seed: int, role
         healed = rig.drain()
         checked = rig.check([traffic])
         assert processes[role].exits == [-signal.SIGKILL] * 3
-    print(f"drained {healed:.1f} s after the last record; {checked}")  # noqa: T201
+    print(f"drained {healed:.1f} s after the last record; {checked}")

@@ -43,7 +43,7 @@ def test_a_service_dies(
         healed = rig.drain()
         checked = rig.check([traffic])
         assert [p.exits for p in processes] == [[], []], "waiting was enough"
-    print(f"drained {healed:.1f} s after the last record; {checked}")  # noqa: T201
+    print(f"drained {healed:.1f} s after the last record; {checked}")
 
 
 @pytest.mark.faults
@@ -61,7 +61,7 @@ def test_the_databases_disk_is_full(faulty: Services, tmp_path: Path, seed: int)
         healed = rig.drain()
         checked = rig.check([traffic])
         assert all(not p.resting for p in processes)
-    print(f"drained {healed:.1f} s after the last record; {checked}")  # noqa: T201
+    print(f"drained {healed:.1f} s after the last record; {checked}")
 
 
 @pytest.mark.faults
@@ -79,7 +79,7 @@ def test_the_brokers_disk_is_full(faulty: Services, tmp_path: Path, seed: int) -
         healed = rig.drain()
         checked = rig.check([traffic])
         assert all(not p.resting for p in processes)
-    print(f"drained {healed:.1f} s after the last record; {checked}")  # noqa: T201
+    print(f"drained {healed:.1f} s after the last record; {checked}")
 
 
 class CommitLoser:
@@ -151,4 +151,4 @@ def test_the_answer_to_a_commit_is_lost(database: Settings, codec: Codec, tmp_pa
         checked = rig.check([traffic])
         assert proxy.lost >= 3
         assert [p.exits for p in processes] == [[], []]
-    print(f"{proxy.lost} of {proxy.commits} answers lost; {checked}")  # noqa: T201
+    print(f"{proxy.lost} of {proxy.commits} answers lost; {checked}")

@@ -1,49 +1,52 @@
-"""A processor or a sink of the example pipeline as a process, which may die at a named place.
+"""A processor or a sink of the example pipeline, or the gateway, as a process that may die at a named place.
 
-`python -m tests.faults.worker processor|sink PREFIX`. DIE_AT=place:n kills it (SIGKILL) the n-th time that it
-comes by the place, DIE_AT=place:n:STOP makes it stand still there (SIGSTOP) until somebody sends SIGCONT.
+`python -m tests.faults.worker processor|sink PREFIX`, or `gateway`. DIE_AT=place:n kills it (SIGKILL) the
+n-th time that it comes by the place, DIE_AT=place:n:STOP makes it stand still there (SIGSTOP) until somebody
+sends SIGCONT.
 The places are wrapped around the product's own methods; nothing in it knows of them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import signal
 import sys
 from collections.abc import Callable
 from typing import Any
 
+from connectors.__main__ import main as connectors
 from infra import process
-from infra.broker import Source
-from infra.checkpoints import Checkpoints
 from infra.settings import Settings
 from infra.telemetry.health import Health
 from sinks.runtime import Sink
-from sinks.writer import Writer
-from streams.runner import Runner
 from streams.runtime import Worker
 from tests.accounts import Accounts
 
-PLACES: dict[str, tuple[type, str, bool]] = {
+PLACES: dict[str, tuple[str, str, bool]] = {
     # sink
-    "before-transaction": (Writer, "_commit", False),
-    "after-rows": (Writer, "_store", True),
-    "after-commit": (Source, "hint", False),
-    "in-rebalance": (Writer, "claim", True),
-    "dead-letter-sent": (Writer, "_mirror", True),
+    "before-transaction": ("sinks.writer:Writer", "_commit", False),
+    "after-rows": ("sinks.writer:Writer", "_store", True),
+    "after-commit": ("infra.broker:Source", "hint", False),
+    "in-rebalance": ("sinks.writer:Writer", "claim", True),
+    "dead-letter-sent": ("sinks.writer:Writer", "_mirror", True),
     # processor
-    "applied": (Runner, "apply", True),
-    "outputs-acknowledged": (Checkpoints, "lock", False),
-    "state-written": (Runner, "_write_state", True),
-    "claimed": (Runner, "claim", True),
+    "applied": ("streams.runner:Runner", "apply", True),
+    "outputs-acknowledged": ("infra.checkpoints:Checkpoints", "lock", False),
+    "state-written": ("streams.runner:Runner", "_write_state", True),
+    "claimed": ("streams.runner:Runner", "claim", True),
+    # gateway
+    "event-acknowledged": ("connectors.publish:Accepted", "of", False),
 }
 """Place -> class, method, and whether it dies after the call rather than before."""
 
 
 def die_at(place: str, nth: int, number: signal.Signals) -> None:
     """Wrap the place's method so that its n-th call is the last thing this process does."""
-    owner, name, after = PLACES[place]
+    path, name, after = PLACES[place]
+    module, _, of = path.partition(":")
+    owner = getattr(importlib.import_module(module), of)
     method: Callable[..., Any] = getattr(owner, name)
     calls = 0
 
@@ -84,4 +87,6 @@ if __name__ == "__main__":
     if said := os.environ.get("DIE_AT"):
         place, nth, name = (*said.split(":"), "KILL")[:3]
         die_at(place, int(nth), signal.Signals[f"SIG{name}"])
+    if sys.argv[1:] == ["gateway"]:
+        sys.exit(connectors(sys.argv[1:]))
     process.run(sys.argv[1], sys.argv[2], main)
