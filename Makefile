@@ -65,7 +65,7 @@ test-docker: ## Try the Docker way with our own images, under a daemon of its ow
 .PHONY: faults endurance mutants
 faults: ## Kill, stop and starve real processes and services (SEED=1); as root
 	@infra/bootstrap.sh faults
-	MILLRACE_FAULTS_SEED=$(or $(SEED),1) $(BIN)/pytest -s -m "not endurance" tests/faults
+	MILLRACE_FAULTS_SEED=$(or $(SEED),1) $(BIN)/pytest -s -m "faults or short_faults"
 
 endurance: ## 200 kills over 2 million records (SEED=1 KILLS=200 RECORDS=2000000); as root
 	@infra/bootstrap.sh faults

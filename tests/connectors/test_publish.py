@@ -298,6 +298,7 @@ def test_closing_waits_for_what_is_under_way(broker: str, codec: Codec, topic: T
     assert sum(ends(broker, topic)) == 101
 
 
+@pytest.mark.faults
 def test_a_broker_that_is_killed_is_503_in_time_and_comes_back(
     registry: Settings, codec: Codec, undeclared_topic: Topic, tmp_path: Path
 ) -> None:

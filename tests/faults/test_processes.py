@@ -23,6 +23,7 @@ MOST_ROUNDS = 40
 PROCESSOR_PLACES = ("applied:2", "outputs-acknowledged:2", "state-written:2", "claimed:1")
 
 
+@pytest.mark.short_faults
 def test_deaths_at_every_place(database: Settings, codec: Codec, tmp_path: Path, seed: int) -> None:
     """Killed at each place between reading and committing, one after another, nothing is lost or doubled."""
     with pipeline(database, codec, "places", tmp_path) as rig:

@@ -141,6 +141,7 @@ def losing(database_url: str, seed: int) -> Iterator[CommitLoser]:
         proxy.close()
 
 
+@pytest.mark.short_faults
 def test_the_answer_to_a_commit_is_lost(database: Settings, codec: Codec, tmp_path: Path, seed: int) -> None:
     """One COMMIT in four takes effect without its sender learning so; still nothing is done twice."""
     with losing(database.database_url, seed) as proxy, pipeline(database, codec, "lost", tmp_path) as rig:

@@ -63,6 +63,7 @@ def trickle(settings: Settings, codec: Codec, accounts: Accounts, numbers: range
         time.sleep(0.15)
 
 
+@pytest.mark.faults
 def test_a_swap_is_whole_for_every_reader_and_takes_live_rows_along(
     database: Settings, codec: Codec, accounts: Accounts
 ) -> None:
