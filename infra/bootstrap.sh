@@ -54,7 +54,6 @@ missing() {
     find_postgis || echo postgis
     installed redis-server || echo redis-server
     installed mosquitto || echo mosquitto
-    [[ $with == faults ]] && { installed faketime || echo faketime; }
     [[ $with == docker ]] || return 0
     installed dockerd && installed docker || echo docker
     installed docker-compose || docker compose version >/dev/null 2>&1 || echo docker-compose

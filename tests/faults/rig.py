@@ -154,6 +154,7 @@ class Traffic:
         self._thread.join(self.seconds + 180)
         assert not self._thread.is_alive()
         assert not self.failed, self.failed[:3]
+        assert len(self.acknowledged) == len(list(self.records())), "the sender stopped halfway"
 
     def records(self) -> Iterator[tuple[str, bytes]]:
         """Key and value of every record to send."""
@@ -191,9 +192,8 @@ class Traffic:
     def _poison(self, rng: random.Random, event: dict[str, Any]) -> bytes:
         """Random bytes, or an event under a schema id that nobody knows, or under another topic's."""
         value = self.codec.encode(self.topic, event)
-        foreign = self.codec.encode(
-            self.topic.dlq, {**dict.fromkeys(("key", "value", "field"), None), **LETTER, **event}
-        )
+        common = {name: event[name] for name in ("event_id", "tenant", "occurred_at")}
+        foreign = self.codec.encode(self.topic.dlq, LETTER | common)
         return rng.choice(
             (rng.randbytes(rng.randrange(0, 60)), b"\0" + (1 << 30).to_bytes(4, "big") + value[5:], foreign)
         )
@@ -253,13 +253,12 @@ class Rig:
         role: str,
         instance: str = "0",
         places: Sequence[str] = (),
-        wrapper: Sequence[str] = (),
         **environ: str,
     ) -> Process:
         """Start the pipeline's processor or sink. `places`: see `tests.faults.worker`."""
         name = self.accounts.processor.name.removesuffix("-accounting")
         process = Process(
-            [*wrapper, sys.executable, "-m", "tests.faults.worker", role, name],
+            [sys.executable, "-m", "tests.faults.worker", role, name],
             {**self.settings.environ, "MILLRACE_INSTANCE": instance, **environ},
             self.folder / f"{name}-{role}-{instance}.log",
             places,

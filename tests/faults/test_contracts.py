@@ -23,18 +23,19 @@ def test_a_breaking_schema_is_refused(database: Settings, codec: Codec, tmp_path
         rig.start("sink")
         traffic = rig.traffic(seed, events_total=1_000, seconds=6)
         traffic.reach(0.4)
-        registry = SchemaRegistryClient({"url": database.schema_registry_url})
         deposits = rig.accounts.deposits
         broken = json.loads(deposits.schema_path.read_text())
         for field in broken["fields"]:
             if field["name"] == "amount_minor":
                 field["type"] = "string"
-        with pytest.raises(SchemaRegistryError) as refused:
-            registry.register_schema(deposits.subject, Schema(json.dumps(broken), "AVRO"))
+        schema = Schema(json.dumps(broken), "AVRO")
+        with SchemaRegistryClient({"url": database.schema_registry_url}) as registry:
+            with pytest.raises(SchemaRegistryError) as refused:
+                registry.register_schema(deposits.subject, schema)
+            # Somebody who registers it elsewhere gets an id, and writes records that name it.
+            schema_id = registry.register_schema("elsewhere-value", schema)
         assert refused.value.http_status_code == 409
         assert "amount_minor" in refused.value.error_message
-        # Somebody who registers it elsewhere gets an id, and writes records that name it.
-        schema_id = registry.register_schema("elsewhere-value", Schema(json.dumps(broken), "AVRO"))
         sender = Producer({"bootstrap.servers": database.kafka_bootstrap_servers})
         for n in range(20):
             sender.produce(deposits.name, b"\0" + schema_id.to_bytes(4, "big") + bytes(40), f"a{n}")

@@ -12,7 +12,6 @@ import pytest
 
 from tests.faults.conftest import Services
 from tests.faults.rig import Process, pipeline, until
-from tests.faults.test_clock import HOUR_AHEAD, HOUR_BEHIND
 
 FAULTS = 14
 SECONDS = 60.0
@@ -47,7 +46,7 @@ def test_a_random_mix(faulty: Services, tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     with pipeline(faulty.settings, faulty.codec, "mix", tmp_path) as rig:
         processes = [
-            rig.start(role, instance=str(n), wrapper=rng.choice(((), HOUR_AHEAD, HOUR_BEHIND)))
+            rig.start(role, instance=str(n), CLOCK_SHIFT_S=rng.choice(("0", "3600", "-3600")))
             for role in ("processor", "sink")
             for n in range(2)
         ]

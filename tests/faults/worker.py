@@ -2,7 +2,7 @@
 
 `python -m tests.faults.worker processor|sink PREFIX`, or `gateway`. DIE_AT=place:n kills it (SIGKILL) the
 n-th time that it comes by the place, DIE_AT=place:n:STOP makes it stand still there (SIGSTOP) until somebody
-sends SIGCONT.
+sends SIGCONT. CLOCK_SHIFT_S=n sets its clock (not its time-outs) wrong by so many seconds.
 The places are wrapped around the product's own methods; nothing in it knows of them.
 """
 
@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 import os
 import signal
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
+
+import time_machine
 
 from connectors.__main__ import main as connectors
 from infra import process
@@ -87,6 +91,9 @@ if __name__ == "__main__":
     if said := os.environ.get("DIE_AT"):
         place, nth, name = (*said.split(":"), "KILL")[:3]
         die_at(place, int(nth), signal.Signals[f"SIG{name}"])
+    if shift_s := float(os.environ.get("CLOCK_SHIFT_S", "0")):
+        time_machine.travel(datetime.now(UTC) + timedelta(seconds=shift_s)).start()
+        print(json.dumps({"time": datetime.now(UTC).isoformat()}), flush=True)
     if sys.argv[1:] == ["gateway"]:
         sys.exit(connectors(sys.argv[1:]))
     process.run(sys.argv[1], sys.argv[2], main)
