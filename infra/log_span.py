@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from confluent_kafka.admin import AdminClient
 
 from infra.checkpoints import TopicPartition
+from infra.moments import moment_or_offset
 from infra.topic_log import at_time
-
-
-class BoundError(ValueError):
-    """A bound that is neither an offset nor a time; the message says what to write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +21,9 @@ class Bound:
 
     @classmethod
     def parse(cls, text: str) -> Bound:
-        """A whole number is an offset; anything else a time in ISO 8601, UTC where it names no zone."""
-        if text.isascii() and text.isdigit():
-            return cls(offset=int(text))
-        try:
-            at = datetime.fromisoformat(text)
-        except ValueError:
-            raise BoundError(
-                f"{text!r} is neither an offset nor a time; write 1200, or 2026-03-01T12:00:00Z"
-            ) from None
-        return cls(time_ms=round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000))
+        """What an operator wrote: see `infra.moments`. Raises `MomentError`."""
+        at = moment_or_offset(text)
+        return cls(offset=at) if isinstance(at, int) else cls(time_ms=round(at.timestamp() * 1000))
 
 
 def stretch(

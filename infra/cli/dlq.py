@@ -350,7 +350,8 @@ def reopen(
 def _selection(conditions: Conditions, ids: Sequence[int] | None = None, *, status: str) -> Selection:
     from datetime import UTC, datetime
 
-    from infra.dlq.letters import STATUSES, DlqError, Selection, moment
+    from infra.dlq.letters import STATUSES, Selection
+    from infra.moments import MomentError, moment
 
     statuses = STATUSES if status == "all" else tuple(s.strip() for s in status.split(","))
     if unknown := [s for s in statuses if s not in STATUSES]:
@@ -360,7 +361,7 @@ def _selection(conditions: Conditions, ids: Sequence[int] | None = None, *, stat
     now = datetime.now(UTC)
     try:
         times = {n: moment(text, now) for n in ("since", "until") if (text := conditions[n])}
-    except DlqError as error:
+    except MomentError as error:
         raise typer.BadParameter(str(error)) from None
     return Selection(ids=tuple(ids or ()), statuses=statuses, **{**conditions, **times})
 

@@ -41,7 +41,8 @@ def verify(
     import psycopg
 
     from infra.codec import RegistryUnavailable
-    from infra.log_span import Bound, BoundError
+    from infra.log_span import Bound
+    from infra.moments import MomentError
     from infra.topic_log import LogUnreadable
     from schemas.declare import DeclarationError
     from schemas.pipelines import PIPELINES
@@ -50,7 +51,7 @@ def verify(
     try:
         chosen = [PIPELINES[pipeline]] if pipeline else list(PIPELINES)
         begin, end = (Bound.parse(text) if text else None for text in (first, last))
-    except (DeclarationError, BoundError) as error:
+    except (DeclarationError, MomentError) as error:
         raise typer.BadParameter(str(error)) from None
     settings = Settings.load()
     reports: list[Report] = []

@@ -7,7 +7,7 @@ import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from psycopg import sql
@@ -248,23 +248,6 @@ def _move(
         moved = sorted(int(str(id_)) for (id_,) in rows)
         act(connection, moved, action, actor, note)
     return moved
-
-
-# Times as people write them
-
-_AGO = re.compile(r"(\d+)\s*([smhdw])")
-_UNIT = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-
-
-def moment(text: str, now: datetime) -> datetime:
-    """`90m`, `2h`, `7d` (ago), or an ISO date or time, UTC unless it says otherwise. Raises `DlqError`."""
-    if ago := _AGO.fullmatch(text.strip()):
-        return now - timedelta(**{_UNIT[ago[2]]: int(ago[1])})
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise DlqError(f"{text!r} is no time; write 2h, 7d, 2026-03-01 or 2026-03-01T12:00:00Z") from None
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def as_dict(letter: Letter) -> Mapping[str, Any]:

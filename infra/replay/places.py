@@ -13,6 +13,7 @@ from confluent_kafka.admin import AdminClient
 from infra.broker import admin
 from infra.checkpoints import TopicPartition
 from infra.codec import Codec, Undecodable
+from infra.moments import MomentError, moment_or_offset
 from infra.settings import Settings
 from infra.topic_log import at_time, ends, partitions, read, starts
 from schemas.declare import FUTURE_MS, Pipeline, Topic
@@ -79,18 +80,12 @@ class Places:
 
 def bound(text: str | None, option: str) -> Bound:
     """What an operator wrote as --from or --to. Raises `RangeRefused`."""
-    if text is None or text.isdecimal():
-        return None if text is None else int(text)
+    if text is None:
+        return None
     try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise RangeRefused(
-            f"{option} {text!r} is neither an offset nor a time; give a number, or a time such as"
-            " 2026-03-01T00:00Z"
-        ) from None
-    if at.tzinfo is None:
-        raise RangeRefused(f"{option} {text!r} has no time zone; add Z for UTC, or +01:00")
-    return at
+        return moment_or_offset(text)
+    except MomentError as error:
+        raise RangeRefused(f"{option}: {error}") from None
 
 
 def source_topics(pipeline: Pipeline, *, in_place: bool) -> list[Topic]:

@@ -122,9 +122,7 @@ def test_a_range_by_event_time_reaches_from_the_first_to_the_last_of_it(
     assert (found.warm, found.first, found.last) == (0, 0, 6)
     with pytest.raises(RangeRefused, match="needs times"):
         resolve(database, codec, accounts.pipeline, 3, None, event_time=True)
-    with pytest.raises(RangeRefused, match="no time zone"):
-        bound("2026-01-01T00:00", "--from")
-    with pytest.raises(RangeRefused, match="neither an offset nor a time"):
+    with pytest.raises(RangeRefused, match="--from: 'yesterday' is no time"):
         bound("yesterday", "--from")
 
 
