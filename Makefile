@@ -46,10 +46,13 @@ format: setup ## Format the code and repair what ruff can repair
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Two at a time, as tests wait more than they compute; then those that must be alone.
 # Processes that a test starts measure themselves (pyproject: coverage.run.patch); hence combine.
-test: setup ## All tests on the real components; coverage must reach 85 % (ARGS=... goes to pytest)
+UNMARKED := not docker and not real_input and not faults and not endurance
+test: setup ## All tests on the real components; coverage must reach 85 %
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage run -m pytest -n 2 --dist loadfile -m "$(UNMARKED) and not alone"
+	$(BIN)/coverage run -m pytest -m "$(UNMARKED) and alone"
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=85
 

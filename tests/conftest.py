@@ -26,9 +26,12 @@ from tests.accounts import Accounts
 
 _NUMBERS = count(1)
 
-HOME = Path(__file__).parents[1] / ".millrace" / "test"
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+"""Which of the processes this is that run the tests between them; each has services of its own."""
 
-PORT_BASE = os.environ.get("MILLRACE_TEST_PORT_BASE", "31000")
+HOME = Path(__file__).parents[1] / ".millrace" / f"test{WORKER}"
+
+PORT_BASE = str(int(os.environ.get("MILLRACE_TEST_PORT_BASE", "26000")) + 2_000 * int(WORKER[2:] or 0))
 """Below the ephemeral ports (32768 upwards), where any outgoing connection may sit on one of ours."""
 
 KEPT = {"MILLRACE_SERVICES", "MILLRACE_DOCKER_SERVICES", "MILLRACE_CACHE", "MILLRACE_KAFKA_JVM"}

@@ -40,6 +40,9 @@ def until(holds: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.2)
 
 
+pytestmark = pytest.mark.alone  # the whole platform, with a bound on how long it takes to start
+
+
 @pytest.fixture(scope="module")
 def platform() -> Iterator[Settings]:
     with running("platform", offset=500) as settings:
