@@ -264,7 +264,7 @@ class Source:
     def give_back(self) -> None:
         """Read nothing, and claim the same partitions anew as soon as `claim` allows it; the group stays."""
         held = sorted(self._epochs)
-        self._consumer.incremental_unassign([KafkaPartition(p.topic, p.partition) for p in held])
+        self._unassign(held)
         self._epochs.clear()
         self._pending |= set(held)
         self._retry_at = 0.0
@@ -318,7 +318,7 @@ class Source:
         for p in held:
             del self._epochs[p]
         self._pending -= going
-        consumer.incremental_unassign([KafkaPartition(p.topic, p.partition) for p in held])
+        self._unassign(held)
 
     def _on_lost(self, consumer: Consumer, partitions: list[KafkaPartition]) -> None:
         # Somebody else may read them already: nothing of ours may be committed any more.
@@ -330,7 +330,14 @@ class Source:
         for p in held:
             del self._epochs[p]
         self._pending -= going
-        consumer.incremental_unassign([KafkaPartition(p.topic, p.partition) for p in held])
+        self._unassign(held)
+
+    def _unassign(self, partitions: Iterable[TopicPartition]) -> None:
+        going = [KafkaPartition(p.topic, p.partition) for p in partitions]
+        # A pause outlives both unassign and assign (confluent-kafka-go#193): given up in `idle` and assigned
+        # to us again, a partition would never be read.
+        self._consumer.resume(going)
+        self._consumer.incremental_unassign(going)
 
     def _assign_pending(self) -> None:
         if not self._pending or time.monotonic() < self._retry_at:

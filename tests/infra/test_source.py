@@ -1,0 +1,67 @@
+"""A member of a consumer group that hands out batches: what it does around pauses and rebalances."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+
+from confluent_kafka import Producer
+
+from infra.broker import Source, TopicSpec, ensure_topics
+from infra.checkpoints import Claim, LogBounds, TopicPartition
+from infra.settings import Settings
+from schemas.declare import RECORD_BYTES
+
+PARTITIONS = 2
+IDLE_SECONDS = 8.0
+
+
+class Positions:
+    """Claims for a source without a database: each partition from where it was last read to."""
+
+    def __init__(self) -> None:
+        self.next: dict[TopicPartition, int] = {}
+
+    def claim(self, logs: Mapping[TopicPartition, LogBounds]) -> Mapping[TopicPartition, Claim]:
+        return {at: Claim(1, self.next.get(at, 0)) for at in logs}
+
+    def release(self, partitions: Iterable[TopicPartition]) -> None:
+        """Nothing to keep."""
+
+
+def poll_until(source: Source, positions: Positions, holds: Callable[[], bool], seconds: float = 40) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        for batch in source.poll(100, 0.2):
+            positions.next[batch.at] = batch.next_offset
+
+
+def test_a_partition_given_up_while_paused_is_read_when_it_comes_back(registry: Settings) -> None:
+    """Revoked while its source waits for a service, and assigned to it again later, it goes on."""
+    servers, topic = registry.kafka_bootstrap_servers, "paused-and-back"
+    ensure_topics(servers, [TopicSpec(topic, PARTITIONS, 86_400_000, RECORD_BYTES)])
+    positions = Positions()
+    with ExitStack() as stack:
+
+        def member() -> Source:
+            source = Source(servers, topic, [topic], claim=positions.claim, release=positions.release)
+            stack.callback(source.close)
+            return source
+
+        first = member()
+        poll_until(first, positions, lambda: len(first.assignment) == PARTITIONS)
+        waiting = threading.Thread(target=first.idle, args=(IDLE_SECONDS,))
+        waiting.start()
+        second = member()
+        poll_until(second, positions, lambda: len(second.assignment) == 1, IDLE_SECONDS - 1)
+        waiting.join()
+        second.close()
+        poll_until(first, positions, lambda: len(first.assignment) == PARTITIONS)
+        producer = Producer({"bootstrap.servers": servers})
+        for partition in range(PARTITIONS):
+            producer.produce(topic, b"x", partition=partition)
+        assert producer.flush(30) == 0
+        poll_until(first, positions, lambda: sorted(positions.next.values()) == [1] * PARTITIONS)
