@@ -25,6 +25,8 @@ Event = dict[str, Any]
 
 MAGIC = 0
 _HEADER = struct.Struct(">bI")
+HEADER_BYTES = _HEADER.size
+"""A zero byte and the schema id, before the event's own bytes (Confluent's wire format)."""
 _UNKNOWN_ID_SECONDS = 30.0
 
 
@@ -139,16 +141,25 @@ class Codec:
 
     def encode(self, topic: Topic, event: Event) -> bytes:
         """The record value of `event`. Raises `Unencodable`, at first use `RegistryUnavailable`."""
-        schema_id = self._writer_ids.get(topic.name)
-        if schema_id is None:
-            schema_id = self._writer_id(topic)
         out = io.BytesIO()
-        out.write(_HEADER.pack(MAGIC, schema_id))
+        out.write(self.header(topic))
         try:
             fastavro.schemaless_writer(out, self._reader(topic), event, strict_allow_default=True)
         except Exception as error:
             raise Unencodable(_explain(topic, self._reader(topic), event, error)) from error
         return out.getvalue()
+
+    def header(self, topic: Topic) -> bytes:
+        """What precedes each event that is encoded for a topic. At first use `RegistryUnavailable`."""
+        schema_id = self._writer_ids.get(topic.name)
+        return _HEADER.pack(MAGIC, self._writer_id(topic) if schema_id is None else schema_id)
+
+    def writer_schema(self, topic: Topic, schema_id: int) -> Any:
+        """The schema (parsed JSON) of a topic's record. Raises `Undecodable`, `RegistryUnavailable`."""
+        self._writers.get((topic.name, schema_id)) or self._writer(topic, schema_id)
+        text = self._schema_text(schema_id)
+        assert text is not None
+        return json.loads(text)
 
     def decode(self, topic: Topic, data: bytes | None) -> Decoded:
         """The event in `data`. Raises `Undecodable` (or `IsTick`), for a new id `RegistryUnavailable`."""
@@ -171,7 +182,7 @@ class Codec:
             raise
         except Exception as error:  # whatever the decoder raises is a function of the bytes alone
             raise Undecodable(
-                f"the value is not what schema {schema_id} describes ({type(error).__name__}: {error})",
+                f"the value is not what schema {schema_id} describes ({_why(error)})",
                 schema_id,
             ) from error
         if body.tell() != len(data):
@@ -224,7 +235,7 @@ class Codec:
             raise
         except Exception as error:  # whatever the decoder raises is a function of the bytes alone
             raise Undecodable(
-                f"the value is not what schema {schema_id} describes ({type(error).__name__}: {error})",
+                f"the value is not what schema {schema_id} describes ({_why(error)})",
                 schema_id,
             ) from error
         if not isinstance(event, dict) or body.read(1):
@@ -293,6 +304,13 @@ class Codec:
         # Remembered for a while: a flood of unknown ids must not become a flood of registry requests.
         self._refused[(topic.name, schema_id)] = (time.monotonic() + _UNKNOWN_ID_SECONDS, reason)
         raise Undecodable(reason, schema_id)
+
+
+def _why(error: Exception) -> str:
+    """A decoder's reason, the same for the same bytes (fastavro's names an object's address at their end)."""
+    if isinstance(error, EOFError):
+        return "they end before the event does"
+    return f"{type(error).__name__}: {error}"
 
 
 def _explain(topic: Topic, schema: Any, event: Event, error: Exception) -> str:

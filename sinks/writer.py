@@ -27,7 +27,8 @@ from psycopg import sql
 from infra import dead_letters
 from infra.broker import PartitionBatch
 from infra.checkpoints import Checkpoints, Claim, LogBounds, TopicPartition
-from infra.codec import Codec, IsTick, Undecodable
+from infra.codec import HEADER_BYTES, Codec, IsTick
+from infra.columns import Columns, events_of
 from infra.dead_letter_limit import NEVER_PCT, DeadLetterLimit
 from infra.postgres import Connection, Failure, classify, connect
 from infra.progress import Progress
@@ -142,6 +143,7 @@ class Writer:
         self._topics: dict[str, Topic] = {t.name: t for t in pipeline.sink_topics}
         self._letters: dict[str, Topic] = {t.dlq.name: t.dlq for t in pipeline.topics}
         self._codec = codec
+        self._columns = {t.name: Columns(codec, t) for t in (*self._topics.values(), *self._letters.values())}
         self._producer = producer
         self._database_url = database_url
         self._progress = progress
@@ -232,34 +234,30 @@ class Writer:
         topic = self._letters[batch.at.topic] if is_letter else self._topics[batch.at.topic]
         indexes = [i for i, t in enumerate(self.pipeline.tables) if t.topic.name == topic.name]
         mappings = [(i, self._mappings[self.pipeline.tables[i].name].rows) for i in indexes]
-        for message in batch.messages:
-            try:
-                decoded = self._codec.decode(topic, message.value())
-            except IsTick:
+        values = [m.value() for m in batch.messages]
+        decoded = self._columns[topic.name].decode(values)
+        for n, error in decoded.others:
+            if isinstance(error, IsTick):
                 continue  # on a topic that a processor reads as well; no row tells of it
-            except Undecodable as error:
-                if is_letter:
-                    # Somebody's bytes on a dead letter topic: keep them, but do not breed letters of letters.
-                    letters.append(
-                        self._letter(message, topic, "undecodable", error.reason, None, error.schema_id)
-                    )
-                else:
-                    own.append(
-                        self._letter(message, topic, "undecodable", error.reason, None, error.schema_id)
-                    )
-                continue
-            if is_letter:
-                letters.append(decoded.event)
-                continue
+            message = batch.messages[n]
+            letter = self._letter(message, topic, "undecodable", error.reason, None, error.schema_id)
+            # Somebody's bytes on a dead letter topic are kept, but do not breed letters of letters.
+            (letters if is_letter else own).append(letter)
+        if is_letter:
+            letters += events_of(decoded.batch)
+            return
+        for n, event in zip(decoded.rows.tolist(), events_of(decoded.batch), strict=True):
+            message = batch.messages[n]
             offset = message.offset() or 0
+            schema_id = int.from_bytes((values[n] or b"")[1:HEADER_BYTES], "big")
             source = (batch.at.partition, -1 - offset if self._replaying else offset)
             try:
-                rows = [(i, (*row, *source)) for i, to_rows in mappings for row in to_rows(decoded.event)]
+                rows = [(i, (*row, *source)) for i, to_rows in mappings for row in to_rows(event)]
             except (ValueError, OverflowError, TypeError, LookupError) as error:
                 reason = f"no row can be made of it ({type(error).__name__}: {error})"
-                own.append(self._letter(message, topic, "invalid", reason, decoded.event, decoded.schema_id))
+                own.append(self._letter(message, topic, "invalid", reason, event, schema_id))
                 continue
-            items.append(_Item(batch.at, message, topic, decoded.schema_id, decoded.event, rows))
+            items.append(_Item(batch.at, message, topic, schema_id, event, rows))
 
     def _commit(
         self,

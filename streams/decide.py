@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
+from infra.columns import events_of
 from schemas.declare import Topic
 from schemas.platform import TICK
 
@@ -38,25 +41,68 @@ class Record:
     is_tick: bool = False
 
 
+@dataclass(slots=True, frozen=True)
+class ColumnRecords:
+    """Records of one partition in log order, by column: row r of `batch` is the event at `offsets[r]`.
+
+    `append_ms` is the broker's append time, UTC. Timestamps are integers in the schema's unit.
+    """
+
+    topic: str
+    partition: int
+    offsets: npt.NDArray[np.int64]
+    append_ms: npt.NDArray[np.int64]
+    batch: pa.RecordBatch
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def slice(self, start: int, end: int) -> ColumnRecords:
+        """The rows from `start` up to, not including, `end`."""
+        rows = slice(start, end)
+        part = self.batch.slice(start, end - start)
+        return ColumnRecords(self.topic, self.partition, self.offsets[rows], self.append_ms[rows], part)
+
+    def records(self) -> list[Record]:
+        """The same one by one."""
+        places = zip(self.offsets.tolist(), self.append_ms.tolist(), events_of(self.batch), strict=True)
+        return [Record(self.topic, self.partition, *place) for place in places]
+
+
+Encode = Callable[[Topic, pa.RecordBatch], list[bytes]]
+
+
+def _no_encoder(topic: Topic, batch: pa.RecordBatch) -> list[bytes]:
+    raise LookupError(f"nobody encodes {topic.name} here; give Outcomes an encoder")
+
+
 @dataclass(slots=True)
 class Outcomes:
     """What a batch came to: each record has its answer emitted, is a duplicate, or is a dead letter."""
 
     emitted: list[tuple[Topic, Event]] = field(default_factory=list)
+    encoded: list[tuple[Topic, Sequence[bytes], Sequence[bytes]]] = field(default_factory=list)
+    """Topic, keys and values of answers that are encoded already."""
     dead: list[tuple[Record, str, str, str]] = field(default_factory=list)
     duplicates_total: int = 0
+    encode: Encode = _no_encoder
+    """The record values of a batch of answers, as the topic's schema has them."""
 
     def emit(self, topic: Topic, event: Event) -> None:
         """Answer with an event. Its key and id are the fields that the topic declares."""
         self.emitted.append((topic, event))
 
+    def emit_encoded(self, topic: Topic, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+        """Answer with record values that `encode` made, now or for an earlier batch; a key to each."""
+        self.encoded.append((topic, keys, values))
+
     def dead_letter(self, record: Record, field_name: str, reason: str, error_class: str = "invalid") -> None:
         """Refuse a record: it takes no effect, and `reason` (one sentence with the remedy) says why."""
         self.dead.append((record, error_class, field_name, reason))
 
-    def duplicate(self) -> None:
-        """Count a record whose event id was applied before; the caller may emit its stored answer again."""
-        self.duplicates_total += 1
+    def duplicate(self, records_total: int = 1) -> None:
+        """Count records whose event id was applied before; the caller may emit the stored answer again."""
+        self.duplicates_total += records_total
 
 
 class State(Protocol):
@@ -172,6 +218,17 @@ class Logic(Protocol[S]):
 
 
 @runtime_checkable
+class ColumnLogic(Protocol[S_contra]):
+    """A `Logic` that decides by column. What it answers is the same for any cut of the log into batches."""
+
+    def decide_columns(
+        self, state: S_contra, records: ColumnRecords, versions: Versions, out: Outcomes
+    ) -> None:
+        """As `Logic.decide`, which is then not called."""
+        ...
+
+
+@runtime_checkable
 class TickedLogic(Protocol[S_contra]):
     """A `Logic` that also answers ticks, between the records before and after them in the log.
 
@@ -187,15 +244,28 @@ LogicFactory = Callable[[], Logic[Any]]
 
 
 def decide_in_order(
-    logic: Any, state: Any, records: Sequence[Record], versions: Versions, out: Outcomes
+    logic: Any,
+    state: Any,
+    records: ColumnRecords,
+    ticks: Sequence[Record],
+    versions: Versions,
+    out: Outcomes,
 ) -> None:
     """Hand records and ticks to a `Logic` in log order; one that is no `TickedLogic` sees no tick."""
-    if not any(r.is_tick for r in records):
-        logic.decide(state, records, versions, out)
+    start = 0
+    if isinstance(logic, TickedLogic):
+        for tick in ticks:
+            end = int(np.searchsorted(records.offsets, tick.offset))
+            _decide(logic, state, records.slice(start, end), versions, out)
+            logic.tick(state, tick.event[TICK.event_time], tick, versions, out)
+            start = end
+    _decide(logic, state, records.slice(start, len(records)) if start else records, versions, out)
+
+
+def _decide(logic: Any, state: Any, records: ColumnRecords, versions: Versions, out: Outcomes) -> None:
+    if not len(records):
         return
-    for is_tick, some in groupby(records, key=lambda r: r.is_tick):
-        if not is_tick:
-            logic.decide(state, list(some), versions, out)
-        elif isinstance(logic, TickedLogic):
-            for record in some:
-                logic.tick(state, record.event[TICK.event_time], record, versions, out)
+    if isinstance(logic, ColumnLogic):
+        logic.decide_columns(state, records, versions, out)
+    else:
+        logic.decide(state, records.records(), versions, out)

@@ -10,20 +10,24 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import psycopg
+import pyarrow as pa
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from infra import versions
 from infra.broker import PartitionBatch
 from infra.checkpoints import Checkpoints, Claim, LogBounds, TopicPartition
-from infra.codec import Codec, IsTick, Undecodable
+from infra.codec import Codec
+from infra.columns import Columns
 from infra.dead_letter_limit import NEVER_PCT, DeadLetterLimit
-from infra.dead_letters import envelope, reason_given
+from infra.dead_letters import envelope
 from infra.postgres import Connection, Failure, classify, connect
 from infra.progress import Progress
 from infra.telemetry.metrics import (
@@ -34,9 +38,9 @@ from infra.telemetry.metrics import (
     RECORDS_CONSUMED,
     RECORDS_PRODUCED,
 )
-from schemas.declare import FUTURE_MS, RECORD_BYTES, Pipeline, Processor, Topic
-from schemas.platform import TICK
-from streams.decide import Event, Logic, Outcomes, Record, decide_in_order
+from schemas.declare import Pipeline, Processor, Topic
+from streams.decide import ColumnRecords, Event, Logic, Outcomes, Record, decide_in_order
+from streams.reading import Refusal, read
 from streams.restore import restore
 
 log = logging.getLogger(__name__)
@@ -57,7 +61,8 @@ class Prepared:
     """A batch decoded and cut where another version applies; not yet applied to the state."""
 
     batch: PartitionBatch
-    segments: list[tuple[dict[str, int], list[Record]]]
+    segments: list[tuple[dict[str, int], ColumnRecords, list[Record]]]
+    """For each stretch: the versions in force, its records, and its ticks."""
     refused: list[Event]
     append_ms: int
     newest_ms: int
@@ -106,12 +111,22 @@ class Runner:
     _latest: dict[str, int] = field(default_factory=dict)
     _latest_at: float = 0.0
     _failed: KafkaError | None = None
+    _sent: Counter[str] = field(default_factory=Counter)
+    """Records of each topic that were produced since the last checkpoint."""
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
         self.checkpoints = Checkpoints(self.processor.name)
         self._topics = {t.name: t for t in self.processor.sources}
         self._outputs = {t.origin: t for t in self.processor.outputs}
+        self._columns = {
+            t.name: Columns(self.codec, t)
+            for t in (
+                *self.processor.sources,
+                *self.processor.outputs,
+                *(s.dlq for s in self.processor.sources),
+            )
+        }
         self._produced = {
             t.name: RECORDS_PRODUCED.labels(self.processor.name, t.name)
             for t in (*self.processor.outputs, *(s.dlq for s in self.processor.sources))
@@ -202,10 +217,13 @@ class Runner:
             owned = self._owned.get(batch.at)
             if owned is None or batch.epoch != owned.epoch:
                 continue
-            records, refused, newest_ms = self._decode(batch)
+            topic = self._topics[batch.at.topic]
+            is_input = topic in self.pipeline.inputs
+            found = read(batch, topic, self._columns[topic.name], is_input=is_input)
             append_ms = batch.messages[-1].timestamp()[1] if batch.messages else 0
-            segments = self._cut(batch.at, owned, records)
-            prepared.append(Prepared(batch, segments, refused, append_ms, newest_ms))
+            segments = self._cut(batch.at, owned, found.records, found.ticks)
+            refused = [self._letter(batch.messages[r.number], topic, r) for r in found.refused]
+            prepared.append(Prepared(batch, segments, refused, append_ms, found.newest_ms))
         return prepared
 
     def apply(self, prepared: Iterable[Prepared]) -> None:
@@ -220,25 +238,25 @@ class Runner:
             if owned is None or owned.epoch != work.batch.epoch:
                 continue
             source = self._topics[at.topic]
-            out = Outcomes()
-            for in_force, records in work.segments:
+            out = Outcomes(encode=self._encode)
+            for in_force, records, ticks in work.segments:
                 usable = {kind: self._loaded[(kind, v)] for kind, v in in_force.items() if v}
-                decide_in_order(self.logic, owned.state, records, usable, out)
-            read, dead = len(work.batch.messages), len(work.refused) + len(out.dead)
-            self.limit.check(read, dead)
-            self.limit.count(read, dead)
-            for topic, event in out.emitted:
-                if topic.name not in self.held_back:
-                    self._produce(self._outputs[topic.name], event)
-            by_offset = {m.offset(): m for m in work.batch.messages} if out.dead else {}
+                decide_in_order(self.logic, owned.state, records, ticks, usable, out)
+            read_total, dead = len(work.batch.messages), len(work.refused) + len(out.dead)
+            self.limit.check(read_total, dead)
+            self.limit.count(read_total, dead)
+            numbers = {m.offset(): n for n, m in enumerate(work.batch.messages)} if out.dead else {}
             for record, error_class, field_name, reason in out.dead:
-                message = by_offset[record.offset]
+                message = work.batch.messages[numbers[record.offset]]
                 schema_id = int.from_bytes((message.value() or b"")[1:5], "big")
-                work.refused.append(
-                    self._refuse(message, source, error_class, reason, field_name, schema_id, record.event)
+                refusal = Refusal(
+                    numbers[record.offset], error_class, reason, field_name, schema_id, record.event
                 )
-            for event in work.refused:
-                self._produce(source.dlq, event)
+                work.refused.append(self._letter(message, source, refusal))
+            # All of it is encoded before any of it is produced: an answer that does not fit is a defect.
+            results = self._results(out, source, work.refused)
+            for topic, keys, values in results:
+                self._produce(topic, keys, values)
             owned.applied = work.batch.next_offset
             owned.append_ms = work.append_ms or owned.append_ms
             self.progress.reached(at, work.newest_ms)
@@ -271,6 +289,9 @@ class Runner:
                 raise KafkaException(self._failed)
             if waiting:
                 raise Transient(f"{waiting} outputs are not acknowledged yet")
+            for name, records_total in self._sent.items():
+                self._produced[name].inc(records_total)
+            self._sent.clear()
             with self._database() as connection, connection.transaction(), connection.cursor() as cursor:
                 current = self.checkpoints.lock(cursor, {at: o.epoch for at, o in moved.items()})
                 for at, owned in moved.items():
@@ -312,122 +333,67 @@ class Runner:
             self.checkpoints.write_delta(cursor, at, owned.applied, owned.unsaved)
         owned.attempted = (owned.applied, len(owned.unsaved))
 
-    # Decoding
+    # Answers
 
-    def _decode(self, batch: PartitionBatch) -> tuple[list[Record], list[Event], int]:
-        topic = self._topics[batch.at.topic]
-        records: list[Record] = []
-        refused: list[Event] = []
-        newest_ms = 0
-        for message in batch.messages:
-            offset = message.offset()
-            assert offset is not None
-            value = message.value() or b""
-            if len(value) > RECORD_BYTES and topic in self.pipeline.inputs:
-                # Its result could be more than the broker takes, and the processor would never get past it.
-                reason = f"it has {len(value)} bytes, and an event at most {RECORD_BYTES}; send it in parts"
-                schema_id = int.from_bytes(value[1:5], "big") if value[0] == 0 else None
-                refused.append(self._refuse(message, topic, "oversized", reason, None, schema_id, None))
-                continue
-            try:
-                decoded = self.codec.decode(topic, message.value())
-            except IsTick as tick:
-                # Like any event time, a tick's must not run ahead: timers that it ends cannot be set again.
-                if (event_ms := tick.event[TICK.event_time]) <= message.timestamp()[1] + FUTURE_MS:
-                    newest_ms = max(newest_ms, event_ms)
-                    place = (topic.name, batch.at.partition, offset)
-                    records.append(Record(*place, message.timestamp()[1], tick.event, is_tick=True))
-                continue
-            except Undecodable as error:
-                reason = reason_given(message) or error.reason
-                refused.append(
-                    self._refuse(message, topic, "undecodable", reason, None, error.schema_id, None)
-                )
-                continue
-            event = decoded.event
-            append_ms = message.timestamp()[1]
-            key = message.key()
-            if key is None or key != str(event[topic.key]).encode():
-                refused.append(
-                    self._refuse(
-                        message,
-                        topic,
-                        "invalid",
-                        f"the record's key is not the event's {topic.key}, so its order is not kept;"
-                        f" produce it with key {event[topic.key]!r}",
-                        topic.key,
-                        decoded.schema_id,
-                        event,
-                    )
-                )
-            elif (
-                event_ms := event[topic.event_time] // topic.event_time_unit_per_ms
-            ) > append_ms + FUTURE_MS:
-                refused.append(
-                    self._refuse(
-                        message,
-                        topic,
-                        "invalid",
-                        "the event time lies more than 5 minutes after the record's append time;"
-                        " set the producer's clock",
-                        topic.event_time,
-                        decoded.schema_id,
-                        event,
-                    )
-                )
-            else:
-                newest_ms = max(newest_ms, event_ms)
-                records.append(Record(topic.origin, batch.at.partition, offset, append_ms, event))
-        return records, refused, newest_ms
-
-    def _refuse(
-        self,
-        message: Message,
-        topic: Topic,
-        error_class: str,
-        reason: str,
-        field_name: str | None,
-        schema_id: int | None,
-        event: Event | None,
-    ) -> Event:
+    def _letter(self, message: Message, topic: Topic, refusal: Refusal) -> Event:
         return envelope(
             self.pipeline.name,
             self.processor.name,
             message,
             topic,
-            error_class,
-            reason,
-            field=field_name,
-            schema_id=schema_id,
-            event=event,
+            refusal.error_class,
+            refusal.reason,
+            field=refusal.field,
+            schema_id=refusal.schema_id,
+            event=refusal.event,
         )
+
+    def _encode(self, topic: Topic, batch: pa.RecordBatch) -> list[bytes]:
+        return self._columns[self._outputs[topic.name].name].encode(batch)
+
+    def _results(
+        self, out: Outcomes, source: Topic, letters: Sequence[Event]
+    ) -> list[tuple[Topic, Sequence[bytes], Sequence[bytes]]]:
+        """Everything to produce, by topic; within a topic in the order of the log."""
+        events: dict[str, list[Event]] = {}
+        for topic, event in out.emitted:
+            events.setdefault(topic.name, []).append(event)
+        found = [(self._outputs[topic.name], keys, values) for topic, keys, values in out.encoded]
+        for topic, of_topic in (
+            *((self._outputs[name], of_topic) for name, of_topic in events.items()),
+            *([(source.dlq, letters)] if letters else []),
+        ):
+            keys = [str(event[topic.key]).encode() for event in of_topic]
+            found.append((topic, keys, self._columns[topic.name].encode_events(of_topic)))
+        return [result for result in found if result[0].origin not in self.held_back]
 
     # Versions
 
     def _cut(
-        self, at: TopicPartition, owned: _Owned, records: list[Record]
-    ) -> list[tuple[dict[str, int], list[Record]]]:
-        """The records in stretches for which one set of versions is in force."""
-        if not records:
+        self, at: TopicPartition, owned: _Owned, records: ColumnRecords, ticks: list[Record]
+    ) -> list[tuple[dict[str, int], ColumnRecords, list[Record]]]:
+        """The records and ticks in stretches for which one set of versions is in force."""
+        places = [*records.offsets[[0, -1]].tolist(), *(t.offset for t in ticks)] if len(records) else []
+        places = places or [t.offset for t in ticks]
+        if not places:
             return []
         kinds = self.logic.version_kinds
         if not kinds:
-            return [({}, records)]
-        first, last = records[0].offset, records[-1].offset
+            return [({}, records, ticks)]
+        first, last = min(places), max(places)
         self._apply_newer(at, owned, first)
         borders = sorted({b for a in owned.activations.values() for b in a.boundaries(first, last)})
         segments = []
         start = 0
         for border in [*borders, last + 1]:
-            end = start
-            while end < len(records) and records[end].offset < border:
-                end += 1
-            if end > start:
-                in_force = {kind: owned.activations[kind].at(records[start].offset) for kind in kinds}
+            end = int(np.searchsorted(records.offsets, border))
+            here = [t for t in ticks if first <= t.offset < border]
+            if end > start or here:
+                in_force = {kind: owned.activations[kind].at(first) for kind in kinds}
                 for kind, version in in_force.items():
                     self._load(kind, version)
-                segments.append((in_force, records[start:end]))
-            start = end
+                segments.append((in_force, records.slice(start, end), here))
+            start, first = end, border
         return segments
 
     def _apply_newer(self, at: TopicPartition, owned: _Owned, offset: int) -> None:
@@ -471,21 +437,21 @@ class Runner:
 
     # Broker and database
 
-    def _produce(self, topic: Topic, event: Event) -> None:
-        value = self.codec.encode(topic, event)
-        key = str(event[topic.key]).encode()
-        while True:
-            try:
-                self.producer.produce(topic.name, value, key, on_delivery=self._delivered)
-                return
-            except BufferError:
-                self.producer.poll(0.05)
+    def _produce(self, topic: Topic, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+        produce, name, failed = self.producer.produce, topic.name, self._delivery_failed
+        for key, value in zip(keys, values, strict=True):
+            while True:
+                try:
+                    produce(name, value, key, on_delivery=failed)
+                    break
+                except BufferError:
+                    self.producer.poll(0.05)
+        self._sent[topic.name] += len(values)
 
-    def _delivered(self, error: KafkaError | None, message: Message) -> None:
+    def _delivery_failed(self, error: KafkaError | None, _: Message) -> None:
+        # Called for failures alone (delivery.report.only.error).
         if error is not None:
             self._failed = error
-        else:
-            self._produced[str(message.topic())].inc()
 
     @contextmanager
     def _database(self) -> Iterator[Connection]:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +20,7 @@ from infra.topic_log import ends, partitions, read
 from schemas.declare import Topic
 from schemas.platform import TICK
 from sinks.verify import verify
-from streams.decide import Outcomes, Record, TickedLogic, Versions, decide_in_order
+from streams.decide import ColumnRecords, Outcomes, Record, TickedLogic, Versions, decide_in_order
 from streams.event_time import BoundedLateness, EventTimeState
 from tests.accounts import Accounts
 from tests.accounts.running import drained, running_processor, running_sink
@@ -282,6 +284,13 @@ def test_a_tick_is_no_event(codec: Codec, accounts: Accounts) -> None:
         codec.decode(accounts.deposits, data + b"!")
 
 
+def columns_of(records: list[Record]) -> ColumnRecords:
+    """The same records by column."""
+    offsets, append_ms = ([getattr(r, name) for r in records] for name in ("offset", "append_ms"))
+    batch = pa.RecordBatch.from_pylist([r.event for r in records])
+    return ColumnRecords("t", 0, np.array(offsets, np.int64), np.array(append_ms, np.int64), batch)
+
+
 def test_batches_cut_anywhere_around_ticks_give_the_same() -> None:
     """The same log one by one, in twos, or at once: the same outputs."""
     accounts = Accounts("ticked")
@@ -292,7 +301,9 @@ def test_batches_cut_anywhere_around_ticks_give_the_same() -> None:
         out = Outcomes()
         records = records_of(SCRIPT)
         for n in range(0, len(records), size):
-            decide_in_order(logic, state, records[n : n + size], {}, out)
+            some = records[n : n + size]
+            ticks = [r for r in some if r.is_tick]
+            decide_in_order(logic, state, columns_of([r for r in some if not r.is_tick]), ticks, {}, out)
         return [(e["event_id"], e["version"]) for _, e in out.emitted] + [len(out.dead)]
 
     whole = play_in(len(SCRIPT))
