@@ -50,6 +50,7 @@ format: setup ## Format the code and repair what ruff can repair
 # Processes that a test starts measure themselves (pyproject: coverage.run.patch); hence combine.
 UNMARKED := not docker and not real_input and not faults and not endurance
 test: setup ## All tests on the real components; coverage must reach 85 %
+	@infra/bootstrap.sh test
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -n 2 --dist loadfile -m "$(UNMARKED) and not alone"
 	$(BIN)/coverage run -m pytest -m "$(UNMARKED) and alone"

@@ -34,11 +34,16 @@ class DatabaseAway(ConnectionError):
 @asynccontextmanager
 async def pool(settings: Settings) -> AsyncIterator[Pool]:
     """The pool, for the lifespan of an application. Nothing is connected yet: Postgres may come later."""
+
+    async def connect(*_: Any, **options: Any) -> asyncpg.Connection:
+        # Not by the address of the start: its password may have been rotated.
+        return await _connect(settings.database_reader_url, **options)
+
     async with asyncpg.create_pool(
         settings.database_reader_url,
         min_size=0,
         max_size=10,
-        connect=_connect,
+        connect=connect,
         timeout=CONNECT_SECONDS,
         # Beyond the server's own limit: only a server that vanished without a word comes to this.
         command_timeout=STATEMENT_SECONDS + 2.0,

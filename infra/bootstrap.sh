@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what Millrace needs on Debian or Ubuntu, then what it needs in this checkout. `make setup` runs it;
-# with the argument `docker`, also what `make test-docker` needs.
+# with the argument `test` also what `make test` needs, with `docker` what `make test-docker` does.
 # Each step is skipped when it has nothing to do: a second run takes well under a second.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -54,6 +54,7 @@ missing() {
     find_postgis || echo postgis
     installed redis-server || echo redis-server
     installed mosquitto || echo mosquitto
+    [[ $with != test ]] || installed promtool || echo prometheus
     [[ $with == docker ]] || return 0
     installed dockerd && installed docker || echo docker
     installed docker-compose || docker compose version >/dev/null 2>&1 || echo docker-compose
@@ -148,7 +149,7 @@ system() {
         local unit
         for unit in "${names[@]}"; do
             case $unit in
-            postgresql | redis-server | mosquitto) "${as_root[@]}" systemctl disable -q "$unit" >>"$log" 2>&1 || true ;;
+            postgresql | redis-server | mosquitto | prometheus) "${as_root[@]}" systemctl disable -q "$unit" >>"$log" 2>&1 || true ;;
             docker.io) "${as_root[@]}" systemctl disable -q docker.socket docker containerd >>"$log" 2>&1 || true ;;
             esac
         done

@@ -18,6 +18,7 @@ from confluent_kafka import TopicPartition as KafkaPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from infra.checkpoints import Claim, Fenced, LogBounds, PositionRefused, TopicPartition
+from infra.telemetry.metrics import REBALANCES
 from schemas.declare import LETTER_BYTES, RECORD_BYTES, Topic
 
 log = logging.getLogger(__name__)
@@ -305,12 +306,14 @@ class Source:
     # Rebalancing. Callbacks run inside consume(), in the polling thread.
 
     def _on_assign(self, consumer: Consumer, partitions: list[KafkaPartition]) -> None:
+        REBALANCES.labels(self.group, "assigned").inc()
         self._pending |= {TopicPartition(p.topic, p.partition) for p in partitions}
         self._retry_at = 0.0
         # Nothing yet: the database is asked outside the callback, so that a slow one cannot stall the group.
         consumer.incremental_assign([])
 
     def _on_revoke(self, consumer: Consumer, partitions: list[KafkaPartition]) -> None:
+        REBALANCES.labels(self.group, "revoked").inc()
         going = {TopicPartition(p.topic, p.partition) for p in partitions}
         held = [p for p in sorted(going) if p in self._epochs]
         try:
@@ -327,6 +330,7 @@ class Source:
         self._unassign(held)
 
     def _on_lost(self, consumer: Consumer, partitions: list[KafkaPartition]) -> None:
+        REBALANCES.labels(self.group, "lost").inc()
         # Somebody else may read them already: nothing of ours may be committed any more.
         going = {TopicPartition(p.topic, p.partition) for p in partitions}
         log.warning(

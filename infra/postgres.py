@@ -15,6 +15,9 @@ MIGRATION_LOCK = 0x6D696C6C  # "mill": one migrator at a time
 
 Connection = psycopg.Connection[tuple[object, ...]]
 
+DatabaseUrl = str | Callable[[], str]
+"""Where the database is, or what says it now: the next connection may need another password."""
+
 
 class MigrationError(RuntimeError):
     """The database and the migrations on disk disagree; the message says which and what to do."""
@@ -73,10 +76,10 @@ def classify(error: psycopg.Error) -> Failure:
     return Failure.UNLISTED
 
 
-def connect(database_url: str, application: str = "millrace") -> Connection:
+def connect(database_url: DatabaseUrl, application: str = "millrace") -> Connection:
     """A connection outside any transaction. Raises `psycopg.OperationalError` where there is no database."""
     return psycopg.connect(
-        database_url,
+        database_url if isinstance(database_url, str) else database_url(),
         autocommit=True,
         application_name=application,
         connect_timeout=5,
@@ -90,7 +93,16 @@ def connect(database_url: str, application: str = "millrace") -> Connection:
 def let_reader_in(database_url: str, password: str) -> None:
     """Give role millrace_reader, made by the first migration, its password."""
     with connect(database_url, "millrace-migrate") as connection:
-        connection.execute(sql.SQL("ALTER ROLE millrace_reader LOGIN PASSWORD {}").format(password))
+        set_password(connection, "millrace_reader", password)
+
+
+def set_password(connection: Connection, role: str, password: str) -> None:
+    """Let `role` log in with this password, which itself is not sent: a server that logs statements keeps
+    its verifier alone."""
+    verifier = connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256")
+    connection.execute(
+        sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(role), verifier.decode())
+    )
 
 
 def migrate(database_url: str, progress: Callable[[str], None] = lambda _: None) -> list[str]:

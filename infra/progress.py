@@ -26,7 +26,8 @@ STILL_SECONDS = 15.0
 class _Place:
     position: int
     moved_at: float
-    append_ms: int = 0
+    waiting_ms: float
+    """Nothing that was appended before this time waits."""
     event_ms: int = 0
 
 
@@ -55,7 +56,7 @@ class Progress:
 
     def taken(self, at: TopicPartition, position: int) -> None:
         """The partition was assigned and is read from `position`."""
-        self._places[at] = _Place(position, time.monotonic())
+        self._places[at] = _Place(position, time.monotonic(), time.time() * 1000)
         self._assigned(at.topic)
 
     def given_up(self, at: TopicPartition) -> None:
@@ -77,7 +78,8 @@ class Progress:
             return
         place.position = position
         place.moved_at = time.monotonic()
-        place.append_ms = append_ms or place.append_ms
+        if append_ms is not None:
+            place.waiting_ms = append_ms
 
     def reached(self, at: TopicPartition, event_ms: int) -> None:
         """A batch holds events up to this event time (UTC); older ones than before change nothing."""
@@ -88,7 +90,7 @@ class Progress:
 
     def observe(self, ends: dict[TopicPartition, int]) -> None:
         """Compare positions with end offsets: set the gauges, and say which partition stands still."""
-        now = time.monotonic()
+        now, now_ms = time.monotonic(), time.time() * 1000
         for at, place in self._places.items():
             end = ends.get(at, place.position)
             lag = max(0, end - place.position)
@@ -96,11 +98,10 @@ class Progress:
             POSITION.labels(*labels).set(place.position)
             END_OFFSET.labels(*labels).set(end)
             LAG_RECORDS.labels(*labels).set(lag)
-            LAG_MS.labels(*labels).set(
-                max(0.0, time.time() * 1000 - place.append_ms) if lag and place.append_ms else 0
-            )
             if lag == 0:
-                place.moved_at = now
+                # After a quiet hour a new record has not been waiting for an hour.
+                place.moved_at, place.waiting_ms = now, now_ms
+            LAG_MS.labels(*labels).set(max(0.0, now_ms - place.waiting_ms))
             still = now - place.moved_at
             if still > STILL_SECONDS:
                 self._health.failing(

@@ -178,6 +178,11 @@ class Settings:
         """The state folder, absolute."""
         return Path(self.text("home")).absolute()
 
+    @property
+    def prometheus_targets(self) -> Path:
+        """The folder of files that tell Prometheus who serves /metrics."""
+        return self.home_path / "prometheus"
+
     def port(self, offset: int) -> int:
         """The port at `offset` from this instance's base."""
         return self.number("port_base") + offset

@@ -31,7 +31,7 @@ import psutil
 from infra import exit_codes
 from infra.settings import PORT_METRICS_FIRST, PORT_REGISTRY, PORT_SUPERVISOR, SETTINGS, Settings
 from infra.telemetry.health import Health, serve
-from infra.telemetry.metrics import PROCESS_RESTARTS
+from infra.telemetry.metrics import DECLARED_PARTITIONS, PROCESS_RESTARTS
 from schemas.declare import Pipelines
 
 log = logging.getLogger(__name__)
@@ -120,6 +120,31 @@ def specs(settings: Settings, pipelines: Pipelines, *, native: bool) -> tuple[Pr
         )
         for index, (role, pipeline, argv, port) in enumerate(wanted)
     )
+
+
+def write_targets(settings: Settings, specs: Iterable[ProcessSpec]) -> None:
+    """Tell Prometheus who serves /metrics: `platform.json`, for its file_sd_configs.
+
+    Role and pipeline, as `millrace ps` has them, become labels. (The registry has no metrics.)
+    """
+    serving = [(s.role, s.pipeline, s.port) for s in specs if s.role != "registry"]
+    serving.append(("supervisor", "all", settings.port(PORT_SUPERVISOR)))
+    targets = [
+        {"targets": [f"127.0.0.1:{port}"], "labels": {"role": role, "pipeline": pipeline}}
+        for role, pipeline, port in serving
+    ]
+    path = settings.prometheus_targets / "platform.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(targets, indent=1))
+    partial.replace(path)
+
+
+def declare_partitions(pipelines: Pipelines) -> None:
+    """Count the partitions that should have an owner, here, where it is known also of who does not run."""
+    for pipeline in pipelines:
+        for consumer, topic in pipeline.consumers:
+            DECLARED_PARTITIONS.labels(consumer, topic.name).set(topic.partitions)
 
 
 def _port_of(url: str) -> int:
@@ -547,9 +572,11 @@ def main() -> int:
     settings = Settings.load()
     native = settings.text("services") != "docker"
     health = Health()
+    wanted = specs(settings, PIPELINES, native=native)
+    declare_partitions(PIPELINES)
     supervisor = Supervisor(
         settings.home_path,
-        specs(settings, PIPELINES, native=native),
+        wanted,
         prepare=(sys.executable, "-m", "infra.prepare"),
         health=health,
     )
@@ -558,6 +585,7 @@ def main() -> int:
     signal.signal(signal.SIGHUP, lambda *_: supervisor.retry())
     with supervisor_lock(settings.home_path) as free:
         if free:
+            write_targets(settings, wanted)
             server = serve(health, settings.port(PORT_SUPERVISOR))
             supervisor.run()
             server.close()

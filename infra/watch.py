@@ -19,7 +19,7 @@ from infra.postgres import Connection, connect
 from infra.settings import Settings
 from infra.supervisor import read_report
 from infra.topic_log import ends, partitions, starts
-from schemas.declare import Pipeline, Pipelines, Topic
+from schemas.declare import Pipeline, Pipelines
 
 REMEMBERED_LOOKS = 900
 COUNTING_SHARE = 0.05
@@ -57,13 +57,6 @@ class Lag:
 
     def __str__(self) -> str:
         return f"{self.consumer} stands at {self.position} of {self.end} in {self.at}"
-
-
-def consumers(pipeline: Pipeline) -> list[tuple[str, Topic]]:
-    """Who reads what: processors their sources, the sink the results and all dead letters."""
-    read = [(p.name, topic) for p in pipeline.processors for topic in p.sources]
-    letters = [topic.dlq for topic in pipeline.topics]
-    return read + [(pipeline.sink_name, topic) for topic in (*pipeline.sink_topics, *letters)]
 
 
 @dataclass(frozen=True)
@@ -108,7 +101,7 @@ class Watch:
         """What the pipeline had still to read at the last look."""
         end = self._looks[-1].ends
         found = []
-        for consumer, topic in consumers(pipeline):
+        for consumer, topic in pipeline.consumers:
             for at in partitions([topic]):
                 position = self._positions.get((consumer, at), self._starts[at])
                 if position < end[at]:

@@ -400,6 +400,13 @@ class Pipeline:
         """The topics that feed tables, each once."""
         return tuple({t.topic.name: t.topic for t in self.tables}.values())
 
+    @cached_property
+    def consumers(self) -> tuple[tuple[str, Topic], ...]:
+        """Who reads what: processors their sources, the sink the results and all dead letters."""
+        read = [(p.name, topic) for p in self.processors for topic in p.sources]
+        letters = [topic.dlq for topic in self.topics]
+        return (*read, *((self.sink_name, topic) for topic in (*self.sink_topics, *letters)))
+
     @property
     def sink_name(self) -> str:
         return f"{self.name}-sink"

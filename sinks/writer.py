@@ -30,7 +30,7 @@ from infra.checkpoints import Checkpoints, Claim, LogBounds, TopicPartition
 from infra.codec import HEADER_BYTES, Codec, IsTick
 from infra.columns import Columns, events_of
 from infra.dead_letter_limit import NEVER_PCT, DeadLetterLimit
-from infra.postgres import Connection, Failure, classify, connect
+from infra.postgres import Connection, DatabaseUrl, Failure, classify, connect
 from infra.progress import Progress
 from infra.telemetry.metrics import (
     BATCH_RECORDS,
@@ -123,7 +123,7 @@ class Writer:
         mappings: Sequence[RowMapping],
         codec: Codec,
         producer: Producer,
-        database_url: str,
+        database_url: DatabaseUrl,
         progress: Progress,
         limit: DeadLetterLimit | None = None,
         *,

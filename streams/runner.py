@@ -28,7 +28,7 @@ from infra.codec import Codec
 from infra.columns import Columns
 from infra.dead_letter_limit import NEVER_PCT, DeadLetterLimit
 from infra.dead_letters import envelope
-from infra.postgres import Connection, Failure, classify, connect
+from infra.postgres import Connection, DatabaseUrl, Failure, classify, connect
 from infra.progress import Progress
 from infra.telemetry.metrics import (
     BATCH_RECORDS,
@@ -100,7 +100,7 @@ class Runner:
     logic: Logic[Any]
     codec: Codec
     producer: Producer
-    database_url: str
+    database_url: DatabaseUrl
     progress: Progress
     limit: DeadLetterLimit = field(default_factory=lambda: DeadLetterLimit("", NEVER_PCT))
     held_back: frozenset[str] = frozenset()

@@ -209,7 +209,7 @@ class Worker:
                     logics[processor.name](),
                     codec,
                     result_producer(settings.kafka_bootstrap_servers),
-                    settings.database_url,
+                    lambda: settings.database_url,
                     Progress(processor.name, [t.name for t in processor.sources], health),
                     DeadLetterLimit(processor.name, settings.number("dead_letter_limit_pct")),
                 ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -16,8 +15,6 @@ from infra.services import Progress, ServiceError, ServiceStatus, probe
 from infra.services.credentials import ensure_secret
 from infra.services.probe import ProbeError
 from infra.settings import (
-    PORT_API,
-    PORT_GATEWAY,
     PORT_GRAFANA,
     PORT_KAFKA,
     PORT_MQTT,
@@ -25,7 +22,6 @@ from infra.settings import (
     PORT_PROMETHEUS,
     PORT_REDIS,
     PORT_REGISTRY,
-    PORT_SUPERVISOR,
     SettingError,
     Settings,
 )
@@ -91,7 +87,8 @@ class DockerServices:
     def up(self, progress: Progress) -> None:
         """See `Services.up`."""
         ensure_secret(self.settings, "postgres")
-        self._write_targets()
+        # The supervisor's file comes into it; what compose has to create belongs to root.
+        self.settings.prometheus_targets.mkdir(parents=True, exist_ok=True)
         progress(f"docker compose up, project {self.project} (the first time pulls images)")
         self._compose("up", "-d", "--remove-orphans", *self.names)
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -113,7 +110,7 @@ class DockerServices:
         progress(f"docker compose down, project {self.project}")
         self._compose("down", "--remove-orphans", *(["--volumes"] if purge else []))
         if purge:
-            for name in ("secrets", "prometheus", "logs", "run"):
+            for name in ("secrets", "logs", "run"):
                 shutil.rmtree(self.settings.home_path / name, ignore_errors=True)
 
     def status(self) -> list[ServiceStatus]:
@@ -143,7 +140,7 @@ class DockerServices:
             **{variable: str(self.settings.port(offset)) for variable, offset, _ in CONTAINERS.values()},
             # `down` reads the file too, when there may be no secret yet.
             "POSTGRES_PASSWORD": self.settings.secret("postgres") or "none",
-            "PROMETHEUS_TARGETS": str(self.settings.home_path / "prometheus"),
+            "PROMETHEUS_TARGETS": str(self.settings.prometheus_targets),
         }
 
     def _status(self, name: str, container: str | None) -> ServiceStatus:
@@ -167,14 +164,6 @@ class DockerServices:
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("CREATE EXTENSION IF NOT EXISTS postgis")
         return probe.postgres(url)
-
-    def _write_targets(self) -> None:
-        folder = self.settings.home_path / "prometheus"
-        folder.mkdir(parents=True, exist_ok=True)
-        ports = [self.settings.port(offset) for offset in (PORT_API, PORT_GATEWAY, PORT_SUPERVISOR)]
-        (folder / "platform.json").write_text(
-            json.dumps([{"targets": [f"127.0.0.1:{port}" for port in ports]}])
-        )
 
     def _compose(self, *arguments: str) -> str:
         command = compose_command()

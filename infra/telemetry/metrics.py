@@ -119,6 +119,9 @@ LAG_RECORDS = _gauge("lag_records", PARTITION, "records", "End offset less posit
 LAG_MS = _gauge("lag_ms", PARTITION, "ms", "Age of the oldest record not yet handled, by its append time.")
 WATERMARK_MS = _gauge("watermark_ms", PARTITION, "ms since 1970", "Event time reached by the partition.")
 ASSIGNED_PARTITIONS = _gauge("assigned_partitions", CONSUMER, "partitions", "Partitions this process owns.")
+DECLARED_PARTITIONS = _gauge(
+    "declared_partitions", CONSUMER, "partitions", "Partitions that the consumer's processes own together."
+)
 REBALANCES = _counter(
     "rebalances_total",
     ("consumer", "outcome"),

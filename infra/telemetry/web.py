@@ -30,6 +30,8 @@ def install(app: FastAPI, service: str, health: Health, check: Checks) -> None:
 
     @app.get("/metrics", tags=["platform"], include_in_schema=False)
     async def metrics() -> Response:
+        # Whoever only scrapes must learn of it too, but not wait: a service that hangs would cost the scrape.
+        probe.look_soon()
         return Response(await asyncio.to_thread(generate_latest), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/health/live", tags=["platform"], summary="Whether this process answers")
@@ -60,6 +62,12 @@ class _Probe:
         self._check = check
         self._lock = asyncio.Lock()
         self._looked_at = float("-inf")
+        self._looking: asyncio.Task[None] | None = None
+
+    def look_soon(self) -> None:
+        """Look without waiting for what comes of it."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self.look())
 
     async def look(self) -> None:
         async with self._lock:
