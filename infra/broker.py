@@ -17,7 +17,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from confluent_kafka import TopicPartition as KafkaPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from infra.checkpoints import Claim, Fenced, LogBounds, PositionRefused, TopicPartition
+from infra.checkpoints import REMEDY, Claim, Fenced, LogBounds, PositionRefused, TopicPartition
 from infra.telemetry.metrics import REBALANCES
 from schemas.declare import LETTER_BYTES, RECORD_BYTES, Topic
 
@@ -183,6 +183,7 @@ class Source:
         self._release = release
         self._epochs: dict[TopicPartition, int] = {}
         self._pending: set[TopicPartition] = set()
+        self._unproven: dict[TopicPartition, Claim] = {}
         self._retry_at = 0.0
         self._fatal: Exception | None = None
         config: dict[str, Any] = {
@@ -238,6 +239,8 @@ class Source:
             epoch = self._epochs.get(at)
             if epoch is None:
                 continue  # given up while the record was in the queue: its next owner reads it
+            if error is None and at in self._unproven and self._proves(at, message):
+                continue
             batch = batches.get(at)
             if batch is None:
                 batch = batches[at] = PartitionBatch(at, epoch, [], 0)
@@ -365,12 +368,32 @@ class Source:
             self._retry_at = time.monotonic() + CLAIM_RETRY_SECONDS
             log.warning("partitions wait to be claimed", extra={"group": self.group, "reason": str(error)})
             return
-        self._consumer.incremental_assign(
-            [KafkaPartition(p.topic, p.partition, claims[p].next_offset) for p in wanted]
-        )
+        first = {p: claims[p].next_offset for p in wanted}
+        for p in wanted:
+            if claims[p].append_ms is not None and first[p] > bounds[p].start:
+                self._unproven[p] = claims[p]
+                first[p] -= 1
+        self._consumer.incremental_assign([KafkaPartition(p.topic, p.partition, first[p]) for p in wanted])
         self._pending -= set(wanted)
         for p in wanted:
             self._epochs[p] = claims[p].epoch
+
+    def _proves(self, at: TopicPartition, message: Message) -> bool:
+        """Whether this record was handled before: the one that the position stands behind.
+
+        Raises `PositionRefused` where another one took its place: a log put back from before the position
+        and written on since reaches beyond it again, and what was written below it would never be read.
+        """
+        claim = self._unproven.pop(at)
+        if int(message.offset() or 0) >= claim.next_offset:
+            return False  # (a transaction marker stands there, which is not handed out)
+        if message.timestamp()[1] != claim.append_ms:
+            raise PositionRefused(
+                f"{self.group}: the record before position {claim.next_offset} of {at} is not the one that"
+                f" was handled (appended at {message.timestamp()[1]} ms, was {claim.append_ms}): the log was"
+                f" put back and written on; {REMEDY}"
+            )
+        return True
 
     def _has_grown(self, refusal: PositionRefused) -> bool:
         """Whether the log reaches the refused position by now."""

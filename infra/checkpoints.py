@@ -19,6 +19,8 @@ from infra.postgres import Connection
 
 LOCK_SECONDS = 5
 """How long a claim waits for a row that a transaction holds."""
+REMEDY = "compare topic and database (`millrace doctor`), then restore the one that is wrong"
+
 STALE_TRANSACTION_SECONDS = 10.0
 """A transaction of the consumer that is older belongs to a process that stands still."""
 
@@ -69,10 +71,14 @@ class LogBounds:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A partition taken under an epoch, with the offset to read from."""
+    """A partition taken under an epoch, with the offset to read from.
+
+    `append_ms` is the append time of the last record handled before it, where there is one.
+    """
 
     epoch: int
     next_offset: int
+    append_ms: int | None = None
 
 
 class Checkpoints:
@@ -108,25 +114,24 @@ class Checkpoints:
             " VALUES (%s, %s, %s, %s, 1, %s)"
             " ON CONFLICT (consumer, topic, partition)"
             " DO UPDATE SET epoch = checkpoints.epoch + 1, held_by = NULL, updated_at = now()"
-            " RETURNING epoch, next_offset, topic_id",
+            " RETURNING epoch, next_offset, topic_id, append_ms",
             (self.consumer, at.topic, at.partition, log.topic_id, log.start),
         ).fetchone()
         assert row is not None
         epoch, next_offset, topic_id = int(str(row[0])), int(str(row[1])), str(row[2])
-        remedy = "compare topic and database (`millrace doctor`), then restore the one that is wrong"
         if topic_id != log.topic_id:
             raise PositionRefused(
                 f"{self.consumer}: topic {at.topic} is not the one that was read before"
-                f" (id {log.topic_id}, was {topic_id}): it was deleted and created anew; {remedy}"
+                f" (id {log.topic_id}, was {topic_id}): it was deleted and created anew; {REMEDY}"
             )
         if not log.start <= next_offset <= log.end:
             raise PositionRefused(
                 f"{self.consumer}: position {next_offset} of {at} lies outside the log"
-                f" ({log.start} to {log.end}); {remedy}",
+                f" ({log.start} to {log.end}); {REMEDY}",
                 at,
                 next_offset if next_offset > log.end else None,
             )
-        return Claim(epoch, next_offset)
+        return Claim(epoch, next_offset, None if row[3] is None else int(str(row[3])))
 
     def _evict(self, connection: Connection) -> None:
         """End this consumer's transactions that no living process would leave open for so long."""
@@ -161,16 +166,23 @@ class Checkpoints:
         return found
 
     def advance(
-        self, cursor: psycopg.Cursor[Any], at: TopicPartition, epoch: int, from_offset: int, to_offset: int
+        self,
+        cursor: psycopg.Cursor[Any],
+        at: TopicPartition,
+        epoch: int,
+        from_offset: int,
+        to_offset: int,
+        append_ms: int | None = None,
     ) -> None:
         """Move the position from `from_offset` to `to_offset`, if both epoch and position are still these.
 
+        `append_ms` is the append time of the last record in between; None where there was none.
         Raises `Fenced` otherwise: the compare-and-set that no zombie passes.
         """
         cursor.execute(
-            "UPDATE checkpoints SET next_offset = %s, updated_at = now()"
+            "UPDATE checkpoints SET next_offset = %s, append_ms = coalesce(%s, append_ms), updated_at = now()"
             " WHERE consumer = %s AND topic = %s AND partition = %s AND epoch = %s AND next_offset = %s",
-            (to_offset, self.consumer, at.topic, at.partition, epoch, from_offset),
+            (to_offset, append_ms, self.consumer, at.topic, at.partition, epoch, from_offset),
         )
         if cursor.rowcount != 1:
             raise self._fenced(at, epoch, None)

@@ -316,7 +316,8 @@ class Writer:
                     batch.epoch,
                 ),
             )
-            self.checkpoints.advance(cursor, at, batch.epoch, current[at], batch.next_offset)
+            append_ms = batch.messages[-1].timestamp()[1] if batch.messages else None
+            self.checkpoints.advance(cursor, at, batch.epoch, current[at], batch.next_offset, append_ms)
             DEAD_LETTERS.labels(self.name, at.topic).inc(dead_at.count(at))
             DUPLICATES.labels(self.name, at.topic).inc(duplicates.get(at, 0))
         return Written(

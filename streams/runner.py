@@ -297,7 +297,9 @@ class Runner:
                 for at, owned in moved.items():
                     self._settle(owned, current[at])
                     if owned.applied != owned.committed:
-                        self.checkpoints.advance(cursor, at, owned.epoch, owned.committed, owned.applied)
+                        self.checkpoints.advance(
+                            cursor, at, owned.epoch, owned.committed, owned.applied, owned.append_ms
+                        )
                         self._write_state(cursor, at, owned)
             for at, owned in moved.items():
                 self._settle(owned, owned.applied)

@@ -54,14 +54,15 @@ def positions(rig: Rig) -> dict[tuple[str, str, int], int]:
 
 
 def contents(rig: Rig) -> list[object]:
-    """Everything the database holds of the rig but epochs, which a refused claim does not raise either."""
+    """Everything the database holds but epochs: raising them changes nothing."""
+    positions = "(SELECT consumer, topic, partition, next_offset, append_ms FROM checkpoints)"
     with connect(rig.settings.database_url) as connection:
         return [
             connection.execute(f"SELECT * FROM {table} AS t ORDER BY t::text").fetchall()  # type: ignore[arg-type]
             for table in (
                 rig.accounts.ledger.name,
                 rig.accounts.latest.name,
-                "checkpoints",
+                positions,
                 "state_chunks",
                 "range_records",
                 "dead_letters",
@@ -130,6 +131,36 @@ def test_topics_that_were_created_anew_are_refused(
         processes = [rig.start(role) for role in ("processor", "sink")]
         refused(rig, processes, "was deleted and created anew; compare topic and database")
         assert contents(rig) == before
+
+
+def test_a_log_with_another_record_before_the_position_is_refused(
+    database: Settings, codec: Codec, tmp_path: Path, seed: int
+) -> None:
+    """Offsets alone fit a log that was put back and written on; what stands before the position tells."""
+    with pipeline(database, codec, "other", tmp_path) as rig:
+        for role in ("processor", "sink"):
+            rig.start(role)
+        traffic = rig.traffic(seed, seconds=1, events_total=300)
+        traffic.finish()
+        rig.drain()
+        rig.end()
+        move(rig, "+ 1")
+        before = contents(rig)
+        refused(rig, [rig.start(role) for role in ("processor", "sink")], "was put back and written on")
+        assert contents(rig) == before
+        move(rig, "- 1")
+        again = [rig.start(role) for role in ("processor", "sink")]
+        more = rig.traffic(seed + 1, seconds=1, events_total=300)
+        more.finish()
+        rig.drain()
+        rig.check([traffic, more])
+        assert [p.exits for p in again] == [[], []]
+
+
+def move(rig: Rig, by: str) -> None:
+    """Let the positions remember another append time."""
+    with connect(rig.settings.database_url) as connection:
+        connection.execute(f"UPDATE checkpoints SET append_ms = append_ms {by}".encode())
 
 
 class Disk:
