@@ -85,10 +85,12 @@ def test_a_database_behind_the_topics_catches_up(
     with pipeline(database, codec, "behind", tmp_path) as rig:
         for role in ("processor", "sink"):
             rig.start(role)
-        first = rig.traffic(seed, seconds=4, events_total=1_500)
+        first = rig.traffic(seed, seconds=6, events_total=1_500)
         until(lambda: sum(positions(rig).values()) > 200, 30, "something is committed")
         documented("back up", database, tmp_path)
+        second = rig.traffic(seed + 1, seconds=2, events_total=500)
         first.finish()
+        second.finish()
         rig.drain()
         rig.end()
         then = positions(rig)
@@ -98,10 +100,10 @@ def test_a_database_behind_the_topics_catches_up(
         assert now.keys() <= then.keys() and 0 < sum(now.values()) < sum(then.values())
         again = [rig.start(role) for role in ("processor", "sink")]
         # What comes now is decided by the restored state.
-        second = rig.traffic(seed + 1, seconds=2, events_total=500)
-        second.finish()
+        third = rig.traffic(seed + 2, seconds=2, events_total=500)
+        third.finish()
         rig.drain()
-        checked = rig.check([first, second])
+        checked = rig.check([first, second, third])
         assert [p.exits for p in again] == [[], []]
     print(f"{sum(then.values()) - sum(now.values())} positions behind; {checked}")  # noqa: T201
 
