@@ -10,12 +10,19 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
+import psycopg
+from confluent_kafka import KafkaException
+
+from infra.broker import admin, topic_ids
+from infra.checkpoints import TopicPartition
+from infra.postgres import connect
 from infra.services import ServiceError, choose, probe
 from infra.services.component import program
 from infra.services.kafka import Kafka
 from infra.services.postgres import Postgres
 from infra.services.probe import ProbeError
 from infra.settings import Settings
+from infra.topic_log import LogUnreadable, ends, starts
 
 LEAST_FREE_BYTES = 2 * 1024**3
 MOST_SKEW_MS = 1000.0
@@ -52,6 +59,7 @@ def examine(settings: Settings) -> list[Check]:
         lambda: _database(settings),
         lambda: _answers("redis", settings.redis_url, probe.redis, "answers PING"),
         lambda: _answers("mqtt", settings.mqtt_url, probe.mqtt, "accepts CONNECT"),
+        lambda: _positions(settings),
         lambda: _disk(settings),
         lambda: _clock(settings),
     ]
@@ -153,6 +161,50 @@ def _database(settings: Settings) -> Check:
     return _answers(
         "database", settings.database_url, probe.postgres, "PostgreSQL with the extension postgis"
     )
+
+
+def _positions(settings: Settings) -> Check:
+    """After something was restored: does the database belong to the topics, and how far is it behind?"""
+    expected = "every position lies in the log of its topic"
+    repair = "put back what belongs together: docs/runbook.md, Backups"
+    try:
+        with connect(settings.database_url, "millrace-doctor") as connection:
+            if connection.execute("SELECT to_regclass('checkpoints')").fetchone() == (None,):
+                return Check("positions", True, "none yet", expected, "")
+            rows = connection.execute(
+                "SELECT consumer, topic, partition, topic_id, next_offset FROM checkpoints ORDER BY 1, 2, 3"
+            ).fetchall()
+        stored = [
+            (
+                str(consumer),
+                TopicPartition(str(topic), int(str(partition))),
+                str(topic_id),
+                int(str(position)),
+            )
+            for consumer, topic, partition, topic_id, position in rows
+        ]
+        client = admin(settings.kafka_bootstrap_servers)
+        there = set(client.list_topics(timeout=5).topics)
+        wanted = {at for _, at, _, _ in stored if at.topic in there}
+        ids = topic_ids(settings.kafka_bootstrap_servers, {at.topic for at in wanted}) if wanted else {}
+        first, end = (starts(client, wanted), ends(client, wanted)) if wanted else ({}, {})
+    except (psycopg.Error, KafkaException, LogUnreadable) as error:
+        found = f"unknown: {' '.join(str(error).split())}"
+        return Check("positions", False, found, expected, "`millrace up --services-only`")
+    behind, wrong = 0, []
+    for consumer, at, topic_id, position in stored:
+        if at not in wanted:
+            wrong.append(f"{consumer}: there is no topic {at.topic}")
+        elif ids[at.topic] != topic_id:
+            wrong.append(f"{consumer}: topic {at.topic} was deleted and created anew")
+        elif not first[at] <= position <= end[at]:
+            wrong.append(f"{consumer} stands at {position} of {at}, which has {first[at]} to {end[at]}")
+        else:
+            behind += end[at] - position
+    if wrong:
+        more = f"; and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        return Check("positions", False, wrong[0] + more, expected, repair)
+    return Check("positions", True, f"{len(stored)}, {behind} records behind", expected, "")
 
 
 def _disk(settings: Settings) -> Check:

@@ -125,6 +125,13 @@ MUTANTS = (
         "tests/sinks/test_writer.py::test_the_database_away_delays_and_loses_nothing",
     ),
     Mutant(
+        "knowing the record before the position again",
+        "infra/broker.py",
+        "if message.timestamp()[1] != claim.append_ms:",
+        "if False:",
+        "tests/faults/test_backup.py::test_a_log_with_another_record_before_the_position_is_refused",
+    ),
+    Mutant(
         "ending a stopped process's transaction",
         "infra/checkpoints.py",
         "            self._evict(connection)\n",

@@ -15,6 +15,7 @@ import pytest
 from infra import exit_codes
 from infra.broker import TopicSpec, admin, ensure_topics
 from infra.codec import Codec
+from infra.doctor import examine
 from infra.postgres import connect
 from infra.settings import Settings
 from tests.faults.conftest import Services
@@ -70,6 +71,12 @@ def contents(rig: Rig) -> list[object]:
         ]
 
 
+def doctor(settings: Settings) -> tuple[bool, str]:
+    """What `millrace doctor` says of the positions."""
+    (check,) = [c for c in examine(settings) if c.name == "positions"]
+    return check.ok, check.found
+
+
 def refused(rig: Rig, processes: list[Process], words: str) -> None:
     """Each ends with the exit code of a refused position, once, and says why."""
     until(lambda: all(p.exits for p in processes), 60, "all have ended")
@@ -98,6 +105,8 @@ def test_a_database_behind_the_topics_catches_up(
         documented("restore", database, tmp_path)
         now = positions(rig)
         assert now.keys() <= then.keys() and 0 < sum(now.values()) < sum(then.values())
+        ok, found = doctor(database)
+        assert ok and int(found.split()[1]) >= sum(then.values()) - sum(now.values()), found
         again = [rig.start(role) for role in ("processor", "sink")]
         # What comes now is decided by the restored state.
         third = rig.traffic(seed + 2, seconds=2, events_total=500)
@@ -130,6 +139,8 @@ def test_topics_that_were_created_anew_are_refused(
         )
         ensure_topics(database.kafka_bootstrap_servers, [TopicSpec.of(t) for t in topics])
         rig.traffic(seed + 1, seconds=1, events_total=300).finish()
+        ok, found = doctor(database)
+        assert not ok and "was deleted and created anew; and " in found
         processes = [rig.start(role) for role in ("processor", "sink")]
         refused(rig, processes, "was deleted and created anew; compare topic and database")
         assert contents(rig) == before
