@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,9 +17,11 @@ import pytest
 
 from infra.broker import producer
 from infra.services import probe
-from infra.services.docker import CONTAINERS, DockerServices, run_docker
+from infra.services.docker import COMPOSE_FILE, CONTAINERS, DockerServices, run_docker
 from infra.settings import PORT_PROMETHEUS, Settings
+from infra.supervisor import specs
 from schemas.fraud import CARD_TRANSACTIONS
+from schemas.pipelines import PIPELINES
 
 # The services' start and the platform's, several times in one test.
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
@@ -177,17 +180,38 @@ def test_status_and_doctor(instance: Settings) -> None:
     assert doctor.returncode == 0, doctor.stdout
 
 
+def prometheus(instance: Settings, path: str) -> Any:
+    """What Prometheus's API answers."""
+    url = f"http://127.0.0.1:{instance.port(PORT_PROMETHEUS)}/api/v1/{path}"
+    return httpx.get(url, trust_env=False).raise_for_status().json()["data"]
+
+
 def test_prometheus_scrapes_the_platform(instance: Settings) -> None:
-    """Prometheus in its container reaches the processes that listen on this machine's loopback."""
-    url = f"http://127.0.0.1:{instance.port(PORT_PROMETHEUS)}/api/v1/targets"
-    until(
+    """Prometheus in its container reaches every process, the supervisor too, on this machine's loopback."""
+    wanted = {(s.role, s.pipeline) for s in specs(instance, PIPELINES, native=False)} | {
+        ("supervisor", "all")
+    }
+    found = until(
         lambda: [
-            (one["scrapeUrl"], one["health"], one["lastError"])
-            for one in httpx.get(url, trust_env=False).json()["data"]["activeTargets"]
+            (one["labels"]["role"], one["labels"]["pipeline"], one["health"], one["lastError"])
+            for one in prometheus(instance, "targets")["activeTargets"]
         ],
-        lambda targets: len(targets) == 3 and all(health == "up" for _, health, _ in targets),
+        lambda targets: len(targets) == len(wanted) and all(health == "up" for _, _, health, _ in targets),
         seconds=30,
     )
+    assert {target[:2] for target in found} == wanted
+
+
+def test_prometheus_evaluates_every_alert_and_none_fires(instance: Settings) -> None:
+    """The rules in the container are ours, and the running platform is healthy by all of them."""
+    rules = until(
+        lambda: [rule for group in prometheus(instance, "rules")["groups"] for rule in group["rules"]],
+        lambda rules: rules and all(rule["health"] == "ok" for rule in rules),
+        seconds=30,
+    )
+    text = (COMPOSE_FILE.parent / "infra" / "docker" / "rules.yml").read_text()
+    assert [rule["name"] for rule in rules] == re.findall(r"- alert: (\w+)", text)
+    assert [rule["name"] for rule in rules if rule["state"] == "firing"] == []
 
 
 def test_data_survives_down_and_up(instance: Settings) -> None:
