@@ -114,7 +114,7 @@ def test_a_database_behind_the_topics_catches_up(
         rig.drain()
         checked = rig.check([first, second, third])
         assert [p.exits for p in again] == [[], []]
-    print(f"{sum(then.values()) - sum(now.values())} positions behind; {checked}")  # noqa: T201
+    print(f"{sum(then.values()) - sum(now.values())} positions behind; {checked}")
 
 
 def test_topics_that_were_created_anew_are_refused(
@@ -236,4 +236,4 @@ def test_a_broker_older_than_the_database_is_refused(
         rig.drain()
         checked = rig.check([first, second, third])
         assert [p.exits for p in again] == [[], []]
-    print(checked)  # noqa: T201
+    print(checked)

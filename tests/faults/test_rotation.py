@@ -39,7 +39,7 @@ def test_processes_go_on_through_a_rotation(
     secret = database.home_path / "secrets" / "postgres"
     assert stat.S_IMODE(secret.stat().st_mode) == 0o600
     assert database.secret("postgres") not in tmp_path.joinpath("rotated-sink-0.log").read_text()
-    print(f"{ended} sessions ended; {checked}")  # noqa: T201
+    print(f"{ended} sessions ended; {checked}")
 
 
 def test_an_interrupted_rotation_is_completed(database: Settings) -> None:
