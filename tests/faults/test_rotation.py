@@ -26,15 +26,18 @@ def test_processes_go_on_through_a_rotation(
     old = database.database_url
     with pipeline(database, codec, "rotated", tmp_path) as rig:
         processes = [rig.start(role) for role in ("processor", "sink")]
-        traffic = rig.traffic(seed, seconds=8, events_total=2_000)
-        traffic.reach(0.6)
+        first = rig.traffic(seed, seconds=1, events_total=100)
+        first.finish()
+        rig.drain()  # both are at work
+        traffic = rig.traffic(seed + 1, seconds=4, events_total=1_500)
+        traffic.reach(0.4)
         ended = rotate(database, "postgres")
         assert ended >= 2
         with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
             connect(old)
         traffic.finish()
         rig.drain()
-        checked = rig.check([traffic])
+        checked = rig.check([first, traffic])
         assert [p.exits for p in processes] == [[], []]
     secret = database.home_path / "secrets" / "postgres"
     assert stat.S_IMODE(secret.stat().st_mode) == 0o600
