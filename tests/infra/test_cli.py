@@ -165,7 +165,7 @@ def test_up_on_running_services_is_done_at_once(services: Settings) -> None:
     ("arguments", "sentence"),
     [
         (["verify", "nothing"], "no pipeline 'nothing'; there are: fraud, fleet, orders, imaging"),
-        (["verify", "--from", "yesterday"], "is neither an offset nor a time; write 1200"),
+        (["verify", "--from", "yesterday"], "is no time; write 2h, 7d, 2026-03-01"),
         (["trace"], "give either --row TABLE:KEY or --record TOPIC/PARTITION/OFFSET"),
         (["trace", "--row", "a:b", "--record", "a/0/1"], "give either --row TABLE:KEY"),
         (["trace", "--row", "card_ledger:e1"], "the database does not answer"),
