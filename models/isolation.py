@@ -7,16 +7,17 @@ of batch. `path_sums` is small where a row is isolated early, that is, anomalous
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-UNIT = 1 << 16
+from models.trees import Floats, Ints, Trees, node_arrays
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
+UNIT = 1 << 16
 
 
 def mean_path_length(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
@@ -26,7 +27,7 @@ def mean_path_length(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     return np.where(rows <= 1, 0.0, np.where(rows == 2, 1.0, lengths))
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(frozen=True, eq=False)
 class IsolationTrees:
     """All trees of a forest as arrays over their nodes. Children of node i are `child[2i]` and `child[2i+1]`;
     a leaf's are itself. `path` is a leaf's path length in `UNIT`s."""
@@ -41,53 +42,32 @@ class IsolationTrees:
     @classmethod
     def of(cls, forest: Any) -> IsolationTrees:
         """From a fitted `sklearn.ensemble.IsolationForest` that gives every tree all features."""
-        features, thresholds, children, paths, roots = [], [], [], [], []
-        offset = depth = 0
-        for estimator in forest.estimators_:
-            tree = estimator.tree_
-            nodes = np.arange(tree.node_count)
-            leaf = tree.children_left < 0
-            roots.append(offset)
-            features.append(np.where(leaf, 0, tree.feature))
-            thresholds.append(_not_above(np.where(leaf, np.inf, tree.threshold)))
-            pair = np.stack(
-                [np.where(leaf, nodes, tree.children_left), np.where(leaf, nodes, tree.children_right)],
-                axis=1,
-            )
-            children.append(pair.ravel() + offset)
+        depth = 0
+
+        def paths(tree: Any) -> Ints:
+            nonlocal depth
             level = np.zeros(tree.node_count, dtype=np.int64)
-            for node in nodes[~leaf]:  # a child's number is above its parent's
+            for node in np.flatnonzero(tree.children_left >= 0):  # a child's number is above its parent's
                 level[tree.children_left[node]] = level[tree.children_right[node]] = level[node] + 1
-            length = level + mean_path_length(tree.n_node_samples.astype(np.int64))
-            paths.append(np.where(leaf, np.rint(length * UNIT), 0).astype(np.int64))
             depth = max(depth, int(level.max()))
-            offset += tree.node_count
-        return cls(
-            np.array(roots, dtype=np.int64),
-            np.concatenate(features).astype(np.int64),
-            np.concatenate(thresholds),
-            np.concatenate(children).astype(np.int64),
-            np.concatenate(paths),
-            depth,
-        )
+            length = level + mean_path_length(tree.n_node_samples.astype(np.int64))
+            return np.rint(length * UNIT).astype(np.int64)
+
+        return cls(*node_arrays(forest.estimators_, paths), depth)
 
     def path_sums(self, rows: Floats) -> Ints:
         """Path length summed over the trees, in `UNIT`s, of each row of a matrix (rows, features)."""
-        count, width = rows.shape
-        values = np.ascontiguousarray(rows).ravel()
-        start = (np.arange(count, dtype=np.int64) * width)[:, np.newaxis]
-        node = np.repeat(self.roots[np.newaxis, :], count, axis=0)
-        for _ in range(self.depth):
-            right = values.take(self.feature.take(node) + start) > self.threshold.take(node)
-            node += node
-            node += right
-            node = self.child.take(node)
-        sums: Ints = self.path.take(node).sum(axis=1)
-        return sums
+        return self._trees.sums(rows)
 
+    @cached_property
+    def _trees(self) -> Trees:
+        return Trees.of(self.roots, self.feature, self.threshold, self.child, self.path)
 
-def _not_above(thresholds: npt.NDArray[np.float64]) -> Floats:
-    """The largest float32 not above each: `x <= threshold` then means the same for every float32 x."""
-    rounded = thresholds.astype(np.float32)
-    above = rounded.astype(np.float64) > thresholds
-    return np.where(above, np.nextafter(rounded, np.float32(-np.inf)), rounded).astype(np.float32)
+    # What is stored is the arrays alone: a list, as in the artifacts of every earlier version.
+
+    def __getstate__(self) -> list[Any]:
+        return [getattr(self, field.name) for field in fields(self)]
+
+    def __setstate__(self, state: Sequence[Any]) -> None:
+        for field, value in zip(fields(self), state, strict=True):
+            self.__dict__[field.name] = value
