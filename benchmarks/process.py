@@ -8,6 +8,8 @@ of every slice is compared with an independent fold.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import Any
 
 from benchmarks.harness import (
     LIMIT,
@@ -58,7 +60,7 @@ def main() -> int:
             declared.create(settings, codec)
             peer, program = PROGRAMS[name]
             places = partitions([declared.scores])
-            job = {
+            job: dict[str, Any] = {
                 "tag": tag,
                 "bootstrap": settings.kafka_bootstrap_servers,
                 "source": first.transactions.name,
@@ -69,6 +71,7 @@ def main() -> int:
                 "partitions": declared.scores.partitions,
                 "state": str(settings.home_path / "subjects" / tag),
             }
+            Path(job["state"]).mkdir(parents=True)
             sampler = Sampler("process", chosen.seconds) if chosen.profile and name == OURS else None
             measured = Slice(
                 name=f"process-{tag}",

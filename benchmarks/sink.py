@@ -221,7 +221,7 @@ def main() -> int:
             try:
                 if name == LIMIT:
                     return reference.load(table)
-                job = {
+                job: dict[str, Any] = {
                     "tag": tag,
                     "bootstrap": settings.kafka_bootstrap_servers,
                     "source": as_json.name if name == DEBEZIUM else source.name,

@@ -65,7 +65,6 @@ def fill(settings: Settings, target: Topic, data: Transactions, records: int) ->
 def command(folder: Path, job: dict[str, Any], settings: Settings) -> list[str]:
     """Starts Connect with the one connector."""
     state = Path(job["state"])
-    state.mkdir(parents=True)
     at = urlsplit(job["database"])
     worker = {
         "bootstrap.servers": job["bootstrap"],
