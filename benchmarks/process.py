@@ -25,10 +25,8 @@ from benchmarks.harness import (
     report,
     services,
 )
-from benchmarks.transactions import SCHEMAS, Declared, Transactions
-from infra.broker import admin
+from benchmarks.transactions import SCHEMAS, Appended, Declared, Transactions
 from infra.codec import Codec
-from infra.topic_log import ends, partitions
 
 PROGRAMS = {
     OURS: (None, "-m benchmarks.ours processor"),
@@ -52,14 +50,12 @@ def main() -> int:
         data.fill(settings, codec, first.transactions)
         untouched = data.hashes(codec, first.transactions, data.events())
         scored = data.hashes(codec, first.scores, data.scored())
-        client = admin(settings.kafka_bootstrap_servers)
 
         def one(name: str, n: int) -> Run:
             tag = f"{name}-{n}"
             declared = Declared(tag, source=first.transactions.name)
             declared.create(settings, codec)
             peer, program = PROGRAMS[name]
-            places = partitions([declared.scores])
             job: dict[str, Any] = {
                 "tag": tag,
                 "bootstrap": settings.kafka_bootstrap_servers,
@@ -77,7 +73,7 @@ def main() -> int:
                 name=f"process-{tag}",
                 command=[pythons[peer] if peer else sys.executable, *program.split()],
                 environ=job_environ(settings, job),
-                progress=lambda: sum(ends(client, places).values()),
+                progress=Appended(settings, declared.scores),
                 total=data.records,
                 seconds=chosen.seconds,
                 while_measured=sampler.start if sampler else None,

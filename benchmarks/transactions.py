@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from benchmarks.harness import Check
 from infra.broker import TopicSpec, admin, ensure_topics, producer
 from infra.codec import Codec
 from infra.settings import Settings
-from infra.topic_log import ends, partitions, read
+from infra.topic_log import LogUnreadable, ends, partitions, read
 from schemas.declare import DAY_MS, Evidence, Pipeline, Processor, Table, Topic
 
 Event = dict[str, Any]
@@ -179,6 +180,20 @@ class Transactions:
         )
         # Sums, modulo 2^64: the order in which partitions are read must not matter.
         return Check(passed, counts, f"{found[there].sum():016x}", f"{expected[there].sum():016x}")
+
+
+class Appended:
+    """Counts the records of a topic, as far as the broker tells."""
+
+    def __init__(self, settings: Settings, target: Topic) -> None:
+        self._admin, self._places = admin(settings.kafka_bootstrap_servers), partitions([target])
+        self._count = 0
+
+    def __call__(self) -> int:
+        # Just after its creation a partition's leader is in dispute for a moment.
+        with suppress(LogUnreadable):
+            self._count = sum(ends(self._admin, self._places).values())
+        return self._count
 
 
 def hash_of(value: bytes) -> int:
