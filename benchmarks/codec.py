@@ -78,10 +78,10 @@ def main() -> int:
         path.write_bytes(pickle.dumps([vars(i) for i in given]))
 
         def one(name: str, n: int) -> Run:
-            job = {"input": str(path), "registry": settings.schema_registry_url, "seconds": chosen.seconds}
+            told = {"input": str(path), "registry": settings.schema_registry_url, "seconds": chosen.seconds}
             command = [pythons[name], "benchmarks/peers/codec/codec.py", name]
             done = subprocess.run(
-                command, cwd=ROOT, env=job_environ(settings, job), text=True, capture_output=True
+                command, cwd=ROOT, env=job_environ(settings, told), text=True, capture_output=True
             )
             if done.returncode:
                 raise SubjectFailed(done.stderr.strip()[-800:])

@@ -186,9 +186,16 @@ def python_of(peer: str) -> str:
     return str(folder / "bin" / "python")
 
 
-def job_environ(settings: Settings, job: Mapping[str, Any]) -> dict[str, str]:
+def job(settings: Settings, tag: str, **more: Any) -> dict[str, Any]:
+    """What every subject is told: its names' tag, the broker, and an empty folder of its own; and `more`."""
+    state = settings.home_path / "subjects" / tag
+    state.mkdir(parents=True)
+    return {"tag": tag, "bootstrap": settings.kafka_bootstrap_servers, "state": str(state), **more}
+
+
+def job_environ(settings: Settings, told: Mapping[str, Any]) -> dict[str, str]:
     """The environment of a subject's process: its job as JSON, and our settings for our own."""
-    return {**settings.environ, "PYTHONPATH": str(ROOT), "BENCH_JOB": json.dumps(job), "PYTHONHASHSEED": "0"}
+    return {**settings.environ, "PYTHONPATH": str(ROOT), "BENCH_JOB": json.dumps(told), "PYTHONHASHSEED": "0"}
 
 
 # A slice

@@ -96,7 +96,7 @@ def row(event: dict[str, Any]) -> list[tuple[Any, ...]]:
 def main(settings: Settings, health: Health) -> None:
     job = json.loads(os.environ["BENCH_JOB"])
     if sys.argv[1] == "sink":
-        declared = Declared(job["tag"], scores=job["source"])
+        declared = Declared(job["tag"], source=job["transactions"], scores=job["source"])
         sink = Sink(settings, declared.pipeline, (RowMapping(declared.table, row),), health)
         process.on_termination(sink.ending.set)
         sink.run()

@@ -8,8 +8,6 @@ of every slice is compared with an independent fold.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import Any
 
 from benchmarks.harness import (
     LIMIT,
@@ -20,6 +18,7 @@ from benchmarks.harness import (
     alternate,
     arguments,
     delete_topics,
+    job,
     job_environ,
     python_of,
     report,
@@ -56,23 +55,21 @@ def main() -> int:
             declared = Declared(tag, source=first.transactions.name)
             declared.create(settings, codec)
             peer, program = PROGRAMS[name]
-            job: dict[str, Any] = {
-                "tag": tag,
-                "bootstrap": settings.kafka_bootstrap_servers,
-                "source": first.transactions.name,
-                "source_schema": f"{SCHEMAS}/transactions.avsc",
-                "target": declared.scores.name,
-                "target_schema": f"{SCHEMAS}/scores.avsc",
-                "target_schema_id": codec.register(declared.scores),
-                "partitions": declared.scores.partitions,
-                "state": str(settings.home_path / "subjects" / tag),
-            }
-            Path(job["state"]).mkdir(parents=True)
+            told = job(
+                settings,
+                tag,
+                source=first.transactions.name,
+                source_schema=f"{SCHEMAS}/transactions.avsc",
+                target=declared.scores.name,
+                target_schema=f"{SCHEMAS}/scores.avsc",
+                target_schema_id=codec.register(declared.scores),
+                partitions=declared.scores.partitions,
+            )
             sampler = Sampler("process", chosen.seconds) if chosen.profile and name == OURS else None
             measured = Slice(
                 name=f"process-{tag}",
                 command=[pythons[peer] if peer else sys.executable, *program.split()],
-                environ=job_environ(settings, job),
+                environ=job_environ(settings, told),
                 progress=Appended(settings, declared.scores),
                 total=data.records,
                 seconds=chosen.seconds,

@@ -27,6 +27,7 @@ from benchmarks.harness import (
     Slice,
     alternate,
     arguments,
+    job,
     job_environ,
     python_of,
     report,
@@ -221,30 +222,30 @@ def main() -> int:
             try:
                 if name == LIMIT:
                     return reference.load(table)
-                job: dict[str, Any] = {
-                    "tag": tag,
-                    "bootstrap": settings.kafka_bootstrap_servers,
-                    "source": as_json.name if name == DEBEZIUM else source.name,
-                    "source_schema": f"{SCHEMAS}/scores.avsc",
-                    "database": settings.database_url,
-                    "table": table,
-                    "columns": COLUMNS,
-                    "state": str(settings.home_path / "subjects" / tag),
-                }
+                told = job(
+                    settings,
+                    tag,
+                    source=as_json.name if name == DEBEZIUM else source.name,
+                    source_schema=f"{SCHEMAS}/scores.avsc",
+                    transactions=first.transactions.name,
+                    database=settings.database_url,
+                    table=table,
+                    columns=COLUMNS,
+                )
                 sampler = (
                     Sampler(f"sink-{share}", chosen.seconds) if chosen.profile and name == OURS else None
                 )
                 if name == OURS:
                     command = [sys.executable, "-m", "benchmarks.ours", "sink"]
                 elif name == DEBEZIUM:
-                    command = debezium.command(jars, job, settings)
+                    command = debezium.command(jars, told, settings)
                 else:
                     peer, program = PEERS[name]
                     command = [pythons[peer], *program.split()]
                 measured = Slice(
                     name=f"sink-{tag}",
                     command=command,
-                    environ=job_environ(settings, job),
+                    environ=job_environ(settings, told),
                     progress=Rows(connection, table),
                     total=lines if name == DEBEZIUM else data.records,
                     seconds=chosen.seconds,

@@ -62,12 +62,12 @@ def fill(settings: Settings, target: Topic, data: Transactions, records: int) ->
     send(settings, target, ((e["card_id"], head + orjson.dumps(e) + b"}") for e in scored))
 
 
-def command(folder: Path, job: dict[str, Any], settings: Settings) -> list[str]:
+def command(folder: Path, told: dict[str, Any], settings: Settings) -> list[str]:
     """Starts Connect with the one connector."""
-    state = Path(job["state"])
-    at = urlsplit(job["database"])
+    state = Path(told["state"])
+    at = urlsplit(told["database"])
     worker = {
-        "bootstrap.servers": job["bootstrap"],
+        "bootstrap.servers": told["bootstrap"],
         "key.converter": "org.apache.kafka.connect.storage.StringConverter",
         "value.converter": "org.apache.kafka.connect.json.JsonConverter",
         "value.converter.schemas.enable": "true",
@@ -77,10 +77,10 @@ def command(folder: Path, job: dict[str, Any], settings: Settings) -> list[str]:
         "plugin.path": str(folder),
     }
     connector = {
-        "name": job["tag"],
+        "name": told["tag"],
         "connector.class": "io.debezium.connector.jdbc.JdbcSinkConnector",
         "tasks.max": "1",
-        "topics": job["source"],
+        "topics": told["source"],
         "connection.url": f"jdbc:postgresql://{at.hostname}:{at.port}{at.path}",
         "connection.username": at.username,
         "connection.password": at.password,
@@ -88,7 +88,7 @@ def command(folder: Path, job: dict[str, Any], settings: Settings) -> list[str]:
         "primary.key.mode": "record_value",
         "primary.key.fields": "event_id",
         "schema.evolution": "none",
-        "collection.name.format": job["table"],
+        "collection.name.format": told["table"],
         "use.reduction.buffer": "true",
         "batch.size": "5000",
         "consumer.override.max.poll.records": "5000",
