@@ -22,7 +22,7 @@ from infra.telemetry.health import Health
 from schemas.declare import DAY_MS, Topic
 from sinks.rows import RowMapping, from_ms
 from sinks.runtime import Sink
-from streams.decide import KeyedState, Outcomes, Record, Versions
+from streams.decide import KeyedState, LogicFactory, Outcomes, Record, Versions
 from streams.runtime import Worker
 
 
@@ -107,7 +107,7 @@ def main(settings: Settings, health: Health) -> None:
         ending = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, ending.set)
-        logics = {declared.processor.name: lambda: Scoring(declared.scores)}
+        logics: dict[str, LogicFactory] = {declared.processor.name: lambda: Scoring(declared.scores)}
         await Worker(settings, declared.pipeline, logics, health).run(ending)
 
     asyncio.run(run())

@@ -24,7 +24,7 @@ from benchmarks.harness import (
     report,
     services,
 )
-from benchmarks.transactions import SCHEMAS, Appended, Declared, Transactions
+from benchmarks.transactions import SCHEMAS, Appended, Declared, Transactions, records_of
 from infra.codec import Codec
 
 PROGRAMS = {
@@ -47,8 +47,8 @@ def main() -> int:
         first = Declared("input")
         first.create(settings, codec)
         data.fill(settings, codec, first.transactions)
-        untouched = data.hashes(codec, first.transactions, data.events())
-        scored = data.hashes(codec, first.scores, data.scored())
+        untouched = data.hashes(codec.encode(first.transactions, e) for e in data.events())
+        scored = data.hashes(codec.encode(first.scores, e) for e in data.scored())
 
         def one(name: str, n: int) -> Run:
             tag = f"{name}-{n}"
@@ -75,7 +75,8 @@ def main() -> int:
                 seconds=chosen.seconds,
                 while_measured=sampler.start if sampler else None,
             ).run()
-            check = data.check(settings, declared.scores, untouched if name == LIMIT else scored)
+            found = records_of(settings, declared.scores)
+            check = data.check(found, untouched if name == LIMIT else scored)
             delete_topics(settings, [declared.scores.name, declared.scores.dlq.name])
             if sampler:
                 sampler.show()

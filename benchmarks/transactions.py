@@ -139,15 +139,15 @@ class Transactions:
         return rank
 
     def fill(self, settings: Settings, codec: Codec, target: Topic) -> None:
-        """Append the transactions to a topic, keyed; all are acknowledged on return."""
+        """Append the transactions to a topic; all are acknowledged on return."""
         send(settings, target, ((e["card_id"], codec.encode(target, e)) for e in self.events()))
 
-    def hashes(self, codec: Codec, target: Topic, events: Iterable[Event]) -> npt.NDArray[np.uint64]:
-        """A hash of each event's record; Avro has one form for a value of these types."""
-        return np.fromiter((hash_of(codec.encode(target, e)) for e in events), np.uint64, self.records)
+    def hashes(self, records: Iterable[bytes]) -> npt.NDArray[np.uint64]:
+        """A hash of each transaction's record; Avro has one form for a value of these types."""
+        return np.fromiter(map(hash_of, records), np.uint64, self.records)
 
-    def check(self, settings: Settings, found_in: Topic, expected: npt.NDArray[np.uint64]) -> Check:
-        """Compare all records of a topic with the expected ones.
+    def check(self, records: Iterable[bytes], expected: npt.NDArray[np.uint64]) -> Check:
+        """Compare records with the expected ones.
 
         Passes if each has the value that the fold gives it, none comes twice, and of no card any is left out
         before the last one that is there.
@@ -155,16 +155,13 @@ class Transactions:
         found = np.zeros(self.records, np.uint64)
         times = np.zeros(self.records, np.int64)
         unknown = 0
-        places = partitions([found_in])
-        end = ends(admin(settings.kafka_bootstrap_servers), places)
-        for messages in read(settings.kafka_bootstrap_servers, dict.fromkeys(places, 0), end):
-            for value in (message.value() or b"" for message in messages):
-                try:
-                    n = int(value[ID_AT])
-                    found[n] = hash_of(value)
-                    times[n] += 1
-                except (ValueError, IndexError):
-                    unknown += 1
+        for record in records:
+            try:
+                n = int(record[ID_AT])
+                found[n] = hash_of(record)
+                times[n] += 1
+            except (ValueError, IndexError):
+                unknown += 1
         there = times > 0
         last = np.full(CARDS, -1)
         np.maximum.at(last, self.card[there], self.rank[there])
@@ -180,6 +177,14 @@ class Transactions:
         )
         # Sums, modulo 2^64: the order in which partitions are read must not matter.
         return Check(passed, counts, f"{found[there].sum():016x}", f"{expected[there].sum():016x}")
+
+
+def records_of(settings: Settings, found_in: Topic) -> Iterator[bytes]:
+    """The values of all records that a topic has now."""
+    places = partitions([found_in])
+    end = ends(admin(settings.kafka_bootstrap_servers), places)
+    for messages in read(settings.kafka_bootstrap_servers, dict.fromkeys(places, 0), end):
+        yield from (message.value() or b"" for message in messages)
 
 
 class Appended:

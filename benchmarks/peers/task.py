@@ -36,7 +36,7 @@ def _schema(path: str) -> Any:
 
 
 _source = _schema(JOB["source_schema"])
-_target = _schema(JOB["target_schema"]) if "target_schema" in JOB else None
+_target = _schema(JOB.get("target_schema", JOB["source_schema"]))
 _header = struct.pack(">bI", 0, JOB.get("target_schema_id", 0))
 
 
