@@ -25,6 +25,7 @@ from benchmarks.harness import (
     Measured,
     Run,
     SubjectFailed,
+    alone,
     alternate,
     arguments,
     job_environ,
@@ -72,7 +73,7 @@ def main() -> int:
     chosen = arguments(__doc__, records=RECORDS).parse_args()
     pythons = {name: sys.executable if name == OURS else python_of("codec") for name in SUBJECTS}
     details: dict[str, dict[str, Any]] = {}
-    with registry(chosen.port_base) as settings:
+    with alone(), registry(chosen.port_base) as settings:
         given = inputs(settings)
         path = STATE / "codec.pickle"
         path.write_bytes(pickle.dumps([vars(i) for i in given]))

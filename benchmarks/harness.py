@@ -7,6 +7,7 @@ machine does meets all of them; the median of the slices counts, and only togeth
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import json
 import os
@@ -116,6 +117,19 @@ def _settings(port_base: int) -> Settings:
 
 
 @contextmanager
+def alone() -> Iterator[None]:
+    """No other benchmark of this checkout meanwhile; a SIGTERM ends this one with all that it has started."""
+    STATE.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
+    with (STATE / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit(f"another benchmark runs in {STATE}; wait until it is done")
+        yield
+
+
+@contextmanager
 def registry(port_base: int) -> Iterator[Settings]:
     """A registry of this benchmark alone, empty, until the end of the block."""
     settings = _settings(port_base)
@@ -138,6 +152,7 @@ def services(port_base: int) -> Iterator[Settings]:
     settings = _settings(port_base)
     native = NativeServices(settings, [Kafka(settings), Postgres(settings)])
     native.down(purge=True, progress=print)  # what a killed benchmark left
+    shutil.rmtree(settings.home_path, ignore_errors=True)
     try:
         native.up(progress=print)
         migrate(settings.database_url)

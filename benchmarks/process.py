@@ -15,6 +15,7 @@ from benchmarks.harness import (
     Run,
     Sampler,
     Slice,
+    alone,
     alternate,
     arguments,
     delete_topics,
@@ -41,7 +42,7 @@ PROGRAMS = {
 def main() -> int:
     chosen = arguments(__doc__, records=2_000_000).parse_args()
     pythons = {peer: python_of(peer) for peer, _ in PROGRAMS.values() if peer}
-    with services(chosen.port_base) as settings:
+    with alone(), services(chosen.port_base) as settings:
         codec = Codec(settings.schema_registry_url)
         data = Transactions(chosen.records)
         first = Declared("input")

@@ -25,6 +25,7 @@ from benchmarks.harness import (
     Run,
     Sampler,
     Slice,
+    alone,
     alternate,
     arguments,
     job,
@@ -194,7 +195,11 @@ def main() -> int:
     chosen = parser.parse_args()
     pythons = {peer: python_of(peer) for peer, _ in PEERS.values()}
     jars = debezium.jars()
-    with services(chosen.port_base) as settings, connect(settings.database_url, "benchmark") as connection:
+    with (
+        alone(),
+        services(chosen.port_base) as settings,
+        connect(settings.database_url, "benchmark") as connection,
+    ):
         codec = Codec(settings.schema_registry_url)
         data = Transactions(chosen.records)
         first = Declared("input")
