@@ -8,6 +8,7 @@ reference table that was loaded without any subject.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -114,7 +115,8 @@ class Reference:
     def __init__(self, connection: Connection, data: Transactions) -> None:
         self._connection = connection
         self.rows = data.records
-        self.file = STATE / "scores.copy"
+        STATE.mkdir(parents=True, exist_ok=True)
+        self.file = STATE / f"scores-{os.getpid()}.copy"
         connection.execute(DDL.format("reference", SOURCE + ", rank bigint").encode())
         at = np.datetime_as_string(data.at_ms.astype("datetime64[ms]"))
         ranked = zip(data.scored(), at.tolist(), data.rank.tolist(), strict=True)
