@@ -89,9 +89,10 @@ def main() -> int:
             said = json.loads(done.stdout)
             per_schema = details[name] = said["schemas"]
             seconds = sum(1 / s["decoded_per_s"] + 1 / s["encoded_per_s"] for s in per_schema.values())
+            seconds *= RECORDS
             counts = {"schemas": len(per_schema), "records": len(given) * RECORDS, "wrong": said["wrong"]}
             check = Check(not said["wrong"], counts, said["hash"], said["expected_hash"])
-            measured = Measured(len(per_schema), seconds, seconds * said["cpu_share"], said["peak_bytes"])
+            measured = Measured(counts["records"], seconds, seconds * said["cpu_share"], said["peak_bytes"])
             return Run(measured, check)
 
         runs = alternate(SUBJECTS, chosen.only, chosen.slices, one)
