@@ -17,9 +17,15 @@ import fastavro
 
 JOB: dict[str, Any] = json.loads(os.environ["BENCH_JOB"])
 
-CLIENT = {"acks": "all", "linger.ms": "5", "compression.type": "lz4", "partitioner": "murmur2_random"}
-"""The producers of all subjects that use librdkafka, ours among them."""
-QUEUE = {**CLIENT, "enable.idempotence": "true", "queue.buffering.max.messages": "200000"}
+PRODUCER = {
+    "acks": "all",
+    "enable.idempotence": "true",
+    "linger.ms": "5",
+    "compression.type": "lz4",
+    "partitioner": "murmur2_random",
+    "queue.buffering.max.messages": "200000",
+}
+"""Settings of the producers of all subjects that use librdkafka, ours among them."""
 
 DAY_MS = 24 * 60 * 60 * 1000
 

@@ -12,7 +12,7 @@ from bytewax.connectors.kafka import KafkaSink, KafkaSinkMessage, KafkaSource
 from bytewax.dataflow import Dataflow
 from bytewax.testing import cluster_main
 
-from benchmarks.peers.task import JOB, QUEUE, decode, empty, encode
+from benchmarks.peers.task import JOB, PRODUCER, decode, empty, encode
 from benchmarks.peers.task import score as scored
 
 
@@ -36,7 +36,7 @@ messages = op.input("read", flow, KafkaSource([JOB["bootstrap"]], [JOB["source"]
 events = op.flat_map_batch("decode", messages, read)
 scores = op.stateful_map("score", events, score)
 records = op.flat_map_batch("encode", scores, write)
-op.output("write", records, KafkaSink([JOB["bootstrap"]], JOB["target"], add_config=QUEUE))
+op.output("write", records, KafkaSink([JOB["bootstrap"]], JOB["target"], add_config=PRODUCER))
 
 if __name__ == "__main__":
     sys.exit(cluster_main(flow, [], 0))

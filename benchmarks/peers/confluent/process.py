@@ -7,7 +7,7 @@ import signal
 
 from confluent_kafka import Consumer, Producer
 
-from benchmarks.peers.task import JOB, QUEUE
+from benchmarks.peers.task import JOB, PRODUCER
 
 ended = []
 signal.signal(signal.SIGTERM, lambda *_: ended.append(True))
@@ -16,7 +16,7 @@ consumer = Consumer(
     {"bootstrap.servers": JOB["bootstrap"], "group.id": JOB["tag"], "auto.offset.reset": "earliest"}
 )
 consumer.subscribe([JOB["source"]])
-producer = Producer({"bootstrap.servers": JOB["bootstrap"], **QUEUE})
+producer = Producer({"bootstrap.servers": JOB["bootstrap"], **PRODUCER})
 while not ended:
     for message in consumer.consume(10_000, 0.1):
         if message.error():

@@ -8,7 +8,7 @@ temporal library (`intervals_over`), the other way to an exact one, joins every 
 
 import pathway as pw
 
-from benchmarks.peers.task import JOB, QUEUE, decode, empty, encode
+from benchmarks.peers.task import JOB, PRODUCER, decode, empty, encode
 from benchmarks.peers.task import score as scored
 
 
@@ -45,7 +45,7 @@ scores = (
 )
 pw.io.kafka.write(
     scores,
-    {"bootstrap.servers": JOB["bootstrap"], **QUEUE},
+    {"bootstrap.servers": JOB["bootstrap"], **PRODUCER},
     JOB["target"],
     format="raw",
     key=scores.key,

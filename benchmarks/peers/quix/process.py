@@ -11,7 +11,7 @@ import sys
 from quixstreams import Application
 from quixstreams.state.rocksdb.options import RocksDBOptions
 
-from benchmarks.peers.task import JOB, QUEUE, decode, empty, encode
+from benchmarks.peers.task import JOB, PRODUCER, decode, empty, encode
 from benchmarks.peers.task import score as scored
 
 
@@ -31,7 +31,7 @@ app = Application(
     state_dir=JOB["state"],
     use_changelog_topics=False,
     rocksdb_options=RocksDBOptions(dumps=pickle.dumps, loads=pickle.loads),
-    producer_extra_config=QUEUE,
+    producer_extra_config=PRODUCER,
     auto_create_topics=False,
     loglevel="WARNING",
 )
