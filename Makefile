@@ -77,6 +77,19 @@ endurance: setup ## 200 kills over 2 million records (SEED=1 KILLS=200 RECORDS=2
 mutants: setup ## Take each safeguard out and require its test to fail
 	$(BIN)/python -m tests.faults.mutants
 
+# --- measure ---
+
+BENCHMARKS := process sink codec
+.PHONY: bench bench-full $(BENCHMARKS:%=bench-%)
+bench: $(BENCHMARKS:%=bench-%) ## All benchmarks beside their peers, three slices of 15 s each, with their checks
+
+$(BENCHMARKS:%=bench-%): bench-%: setup
+	$(BIN)/python -m benchmarks.$* $(ARGS)
+
+bench-full: ## As bench, with five slices, and peers too with duplicates
+	@$(MAKE) bench-process bench-codec ARGS="--slices 5"
+	@$(MAKE) bench-sink ARGS="--slices 5 --full"
+
 # --- maintain ---
 
 .PHONY: docs lock clean

@@ -170,7 +170,7 @@ def measure(settings: Settings, records: int) -> int:
 
     traffic, lag = Traffic(settings, records, start_ms), Lag(settings)
     readers = [Reader(settings, t.name) for t in (POSITIONS_TABLE, LATEST_POSITION_TABLE)]
-    watchers = [traffic, lag, *readers]
+    watchers: list[Traffic | Lag | Reader] = [traffic, lag, *readers]
     for watcher in watchers:
         watcher.start()
     print(millrace(settings, "replay", "plan", "fleet"))

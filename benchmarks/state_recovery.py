@@ -105,7 +105,7 @@ def measure(connection: Connection, name: str, keys: int) -> bool:
     """Measure one kind of state; returns whether what came back is what was stored."""
     empty, fold = CASES[name](keys)
     checkpoints = Checkpoints(f"benchmark-{name}")
-    checkpoints.claim(connection, AT, LogBounds("benchmark", 0, 1))
+    checkpoints.claim(connection, {AT: LogBounds("benchmark", 0, 1)})
     made: list[State] = []
     fold_s = timed(lambda: made.append(fold()))
     made[0].delta()

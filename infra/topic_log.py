@@ -21,7 +21,11 @@ from schemas.declare import Topic
 READ_RECORDS = 10_000
 SILENCE_SECONDS = 30.0
 """Reading fails when a partition that has not ended yields nothing for this long."""
-_LEADERLESS = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
+_LEADERLESS = {
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+}
 
 
 class LogUnreadable(ConnectionError):

@@ -1,0 +1,220 @@
+"""The benchmarks' data: card transactions that anyone can make again, the pipeline over them, and their fold.
+
+The fold is independent of every subject: windows by binary search over all transactions at once, in NumPy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from confluent_kafka import Producer
+
+from benchmarks.harness import Check
+from infra.broker import TopicSpec, admin, ensure_topics, producer
+from infra.codec import Codec
+from infra.settings import Settings
+from infra.topic_log import LogUnreadable, ends, partitions, read
+from schemas.declare import DAY_MS, Evidence, Pipeline, Processor, Table, Topic
+
+Event = dict[str, Any]
+Ints = npt.NDArray[np.int64]
+
+CARDS = 10_000
+STEP_MS = 1_440
+"""Between two transactions of the whole: six a card and day on average."""
+START_MS = 1_704_067_200_000
+ID_AT = slice(9, 21)
+"""Where the number of a transaction stands in its record: 5 bytes of header, the text's length, `tx-`."""
+SCHEMAS = str(Path(__file__).parent / "schemas")
+PARTITIONS = 12
+
+
+def topic(schema: str, name: str) -> Topic:
+    """A topic of transactions or scores under a name of its own."""
+    return Topic(
+        domain=SCHEMAS,
+        name=name,
+        schema_name=schema,
+        key="card_id",
+        owner="benchmarks",
+        about=schema,
+        partitions=PARTITIONS,
+    )
+
+
+class Declared:
+    """`transactions` → processor → `scores` → table, everything but the given names anew for each slice."""
+
+    def __init__(self, tag: str, source: str | None = None, scores: str | None = None) -> None:
+        self.transactions = topic("transactions", source or f"transactions-{tag}")
+        self.scores = topic("scores", scores or f"scores-{tag}")
+        self.processor = Processor(
+            name=f"scoring-{tag}", sources=(self.transactions,), outputs=(self.scores,), stateful=True
+        )
+        word = tag.replace("-", "_")
+        self.table = Table(
+            name=f"scores_{word}", topic=self.scores, key=("event_id",), columns=tuple(self.scores.fields)
+        )
+        self.pipeline = Pipeline(
+            name=f"bench_{word}",
+            about="Cards",
+            inputs=(self.transactions,),
+            processors=(self.processor,),
+            tables=(self.table,),
+            evidence=(Evidence(topic=self.transactions, table=self.table.name, column="event_id"),),
+        )
+
+    def create(self, settings: Settings, codec: Codec) -> None:
+        """Make the topics that are missing, with their schemas."""
+        topics = [x for t in (self.transactions, self.scores) for x in (t, t.dlq)]
+        ensure_topics(settings.kafka_bootstrap_servers, [TopicSpec.of(t) for t in topics])
+        for one in topics:
+            codec.register(one)
+
+
+class Transactions:
+    """So many transactions, always the same ones, in the order of their time."""
+
+    def __init__(self, records: int) -> None:
+        self.records = records
+        random = np.random.default_rng(7)
+        self.card: Ints = random.integers(0, CARDS, records)
+        self.at_ms: Ints = START_MS + np.arange(records) * STEP_MS + random.integers(0, STEP_MS, records)
+        self.amount: Ints = 100 + random.integers(0, 50_000, records)
+        self._merchant: Ints = random.integers(0, 1_000, records)
+
+    def events(self) -> Iterator[Event]:
+        """The transactions."""
+        columns = (self.at_ms, self.card, self.amount, self._merchant)
+        for n, (at_ms, card, amount, merchant) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
+            yield {
+                "event_id": f"tx-{n:012}",
+                "tenant": "default",
+                "occurred_at": at_ms,
+                "card_id": f"card-{card:06}",
+                "amount_minor": amount,
+                "currency": "EUR",
+                "merchant_id": f"merchant-{merchant:04}",
+                "country": ("NL", "BE", "DE")[merchant % 3],
+                "channel": ("PRESENT", "ONLINE")[n % 2],
+            }
+
+    def scored(self) -> Iterator[Event]:
+        """What a processor should make of them."""
+        count, total, score = self._folded
+        results = zip(count.tolist(), total.tolist(), score.tolist(), strict=True)
+        for event, (count_24h, sum_24h, value) in zip(self.events(), results, strict=True):
+            yield {**event, "count_24h": count_24h, "sum_24h_minor": sum_24h, "score": value}
+
+    @cached_property
+    def _folded(self) -> tuple[Ints, Ints, npt.NDArray[np.float64]]:
+        """Count and sum of the card's transactions in (t - 24 h, t], and the score."""
+        order = np.lexsort((self.at_ms, self.card))
+        # Cards lie further apart than any time: one search over all of them finds each window's start.
+        reach = int(self.at_ms[-1]) + 2 * DAY_MS
+        place = self.card[order] * reach + self.at_ms[order]
+        first = np.searchsorted(place, place - DAY_MS, side="right")
+        sums = np.concatenate(([0], np.cumsum(self.amount[order])))
+        here = np.arange(self.records)
+        count, total = np.empty(self.records, np.int64), np.empty(self.records, np.int64)
+        count[order] = here - first + 1
+        total[order] = sums[here + 1] - sums[first]
+        ratio = (self.amount * count) / (total + 10_000.0)
+        return count, total, ratio / (1.0 + ratio)
+
+    @cached_property
+    def rank(self) -> Ints:
+        """The how manieth of its card each transaction is, from 0."""
+        order = np.argsort(self.card, kind="stable")
+        first = np.searchsorted(self.card[order], self.card[order], side="left")
+        rank = np.empty(self.records, np.int64)
+        rank[order] = np.arange(self.records) - first
+        return rank
+
+    def fill(self, settings: Settings, codec: Codec, target: Topic) -> None:
+        """Append the transactions to a topic; all are acknowledged on return."""
+        send(settings, target, ((e["card_id"], codec.encode(target, e)) for e in self.events()))
+
+    def hashes(self, records: Iterable[bytes]) -> npt.NDArray[np.uint64]:
+        """A hash of each transaction's record; Avro has one form for a value of these types."""
+        return np.fromiter(map(hash_of, records), np.uint64, self.records)
+
+    def check(self, records: Iterable[bytes], expected: npt.NDArray[np.uint64]) -> Check:
+        """Compare records with the expected ones.
+
+        Passes if each has the value that the fold gives it, none comes twice, and of no card any is left out
+        before the last one that is there.
+        """
+        found = np.zeros(self.records, np.uint64)
+        times = np.zeros(self.records, np.int64)
+        unknown = 0
+        for record in records:
+            try:
+                n = int(record[ID_AT])
+                found[n] = hash_of(record)
+                times[n] += 1
+            except (ValueError, IndexError):
+                unknown += 1
+        there = times > 0
+        last = np.full(CARDS, -1)
+        np.maximum.at(last, self.card[there], self.rank[there])
+        counts = {
+            "records": int(times.sum()) + unknown,
+            "distinct": int(there.sum()),
+            "duplicates": int((times - there).sum()),
+            "wrong": int((found[there] != expected[there]).sum()) + unknown,
+            "left_out": int((last + 1).sum() - there.sum()),
+        }
+        passed = counts["distinct"] > 0 and not (
+            counts["wrong"] or counts["duplicates"] or counts["left_out"]
+        )
+        # Sums, modulo 2^64: the order in which partitions are read must not matter.
+        return Check(passed, counts, f"{found[there].sum():016x}", f"{expected[there].sum():016x}")
+
+
+def records_of(settings: Settings, found_in: Topic) -> Iterator[bytes]:
+    """The values of all records that a topic has now."""
+    places = partitions([found_in])
+    end = ends(admin(settings.kafka_bootstrap_servers), places)
+    for messages in read(settings.kafka_bootstrap_servers, dict.fromkeys(places, 0), end):
+        yield from (message.value() or b"" for message in messages)
+
+
+class Appended:
+    """Counts the records of a topic, as far as the broker tells."""
+
+    def __init__(self, settings: Settings, target: Topic) -> None:
+        self._admin, self._places = admin(settings.kafka_bootstrap_servers), partitions([target])
+        self._count = 0
+
+    def __call__(self) -> int:
+        # Just after its creation a partition's leader is in dispute for a moment.
+        with suppress(LogUnreadable):
+            self._count = sum(ends(self._admin, self._places).values())
+        return self._count
+
+
+def hash_of(value: bytes) -> int:
+    """64 bits of a record's bytes, the same everywhere."""
+    return int.from_bytes(hashlib.blake2b(value, digest_size=8).digest(), "little")
+
+
+def send(settings: Settings, target: Topic, records: Iterable[tuple[str, bytes]]) -> None:
+    """Append records; all are acknowledged on return."""
+    sender: Producer = producer(settings.kafka_bootstrap_servers, **{"linger.ms": 50})
+    for key, value in records:
+        while True:
+            try:
+                sender.produce(target.name, value, key)
+                break
+            except BufferError:
+                sender.poll(0.1)
+    if left := sender.flush(120):
+        raise RuntimeError(f"{left} records of {target.name} were not acknowledged")
