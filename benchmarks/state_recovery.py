@@ -17,17 +17,20 @@ import time
 from collections.abc import Callable, Iterable
 
 import msgspec
+import numpy as np
 
 from infra.checkpoints import Checkpoints, LogBounds, TopicPartition
 from infra.postgres import Connection, connect, migrate
 from infra.services import choose
 from infra.settings import Settings
-from schemas.fraud import CARD_DECISIONS
 from streams.decide import KeyedState, State
-from streams.fraud.history import FraudState
+from streams.fraud.histories import Histories
 from streams.restore import restore
 
 AT = TopicPartition("benchmark", 0)
+FOLDED = 1_000
+ANSWER = bytes(range(200))
+"""As large as a decision."""
 
 
 class Account(msgspec.Struct, array_like=True, gc=False):
@@ -53,29 +56,19 @@ def accounts(keys: int) -> tuple[Callable[[], State], Callable[[], State]]:
 
 def cards(keys: int) -> tuple[Callable[[], State], Callable[[], State]]:
     """The fraud processor's own state: one transaction of each of so many cards."""
-    names = tuple(CARD_DECISIONS.fields)
-    blank = dict.fromkeys(names)
 
     def fold() -> State:
-        state = FraudState(names)
-        for n in range(keys):
-            at_ms = 1_700_000_000_000 + n
-            answer = {
-                **blank,
-                "event_id": f"event-{n:012}",
-                "tenant": "default",
-                "card_id": f"card-{n:09}",
-                "occurred_at": at_ms,
-                "amount_minor": 100 + n % 9_000,
-                "currency": "EUR",
-                "decision": "APPROVE",
-            }
-            _, pending = state.insert(answer, at_ms)
-            if pending is not None:
-                state.keep(pending, at_ms)
+        state = Histories()
+        for start in range(0, keys, FOLDED):
+            numbers = range(start, min(start + FOLDED, keys))
+            at_ms = np.array([1_700_000_000_000 + n for n in numbers], dtype=np.int64)
+            amounts = np.array([100 + n % 9_000 for n in numbers], dtype=np.int64)
+            names, ids = [f"card-{n:09}" for n in numbers], [f"event-{n:012}" for n in numbers]
+            state.insert(at_ms, amounts, at_ms, names, ids, ["merchant"] * len(names))
+            state.keep([ANSWER] * len(names))
         return state
 
-    return lambda: FraudState(names), fold
+    return Histories, fold
 
 
 CASES = {"accounts": accounts, "cards": cards}

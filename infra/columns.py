@@ -48,6 +48,14 @@ class Decoded:
     others: list[tuple[int, Undecodable]]
 
 
+def arrow_schema(topic: Topic) -> pa.Schema:
+    """A topic's schema by column. Raises `LookupError`, as `Columns`."""
+    try:
+        return pa.schema(_fields(without_logical_types(topic.schema)))
+    except LookupError as error:
+        raise LookupError(f"{topic.name}: {error}; declare an array of records instead") from None
+
+
 class Columns:
     """Encodes and decodes batches of one topic.
 
@@ -56,10 +64,7 @@ class Columns:
 
     def __init__(self, codec: Codec, topic: Topic) -> None:
         schema = without_logical_types(topic.schema)
-        try:
-            self._strict = pa.schema(_fields(schema))
-        except LookupError as error:
-            raise LookupError(f"{topic.name}: {error}; declare an array of records instead") from None
+        self._strict = arrow_schema(topic)
         self._by_batch = _by_batch(schema)
         self.schema: pa.Schema = (
             pyruhvro.avro_to_arrow_schema(json.dumps(schema)) if self._by_batch else self._strict

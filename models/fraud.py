@@ -6,11 +6,14 @@ gives exactly the vector that the processor scored: there is no second way to co
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from models.isolation import IsolationTrees
 from models.trees import Floats, Ints
@@ -43,30 +46,56 @@ and `weekend` are UTC. `foreign`: 1 where merchant and holder are known to be in
 """
 
 
-def features(decision: Mapping[str, Any]) -> dict[str, int]:
-    """The features of a decision (or of one being made: its inputs and windows suffice), in order."""
-    amount = decision["amount_minor"]
-    count_7d = decision["count_7d"]
-    sum_7d = decision["sum_7d_minor"]
+NUMBERS = (
+    "occurred_at",
+    "amount_minor",
+    "count_1h",
+    "sum_1h_minor",
+    "count_24h",
+    "sum_24h_minor",
+    "count_7d",
+    "sum_7d_minor",
+    "since_previous_ms",
+)
+TEXTS = ("country", "home_country", "channel")
+
+
+def features(numbers: Mapping[str, Ints], texts: Mapping[str, pa.Array]) -> dict[str, Ints]:
+    """The features of decisions (or of ones being made: inputs and windows suffice), in order, by column.
+
+    `numbers` holds int64 arrays (rows,) under `NUMBERS`, with -1 for a `since_previous_ms` that is not known;
+    `texts` holds Arrow's text arrays (rows,) under `TEXTS`. Each result is int64 (rows,) and depends on its
+    row alone: all is done element by element.
+    """
+    amount, count_7d, sum_7d = (numbers[name] for name in ("amount_minor", "count_7d", "sum_7d_minor"))
     others_sum = sum_7d - amount
-    since = decision["since_previous_ms"]
-    days, in_day_ms = divmod(decision["occurred_at"], DAY_MS)
-    country, home = decision["country"], decision["home_country"]
+    some = others_sum != 0
+    # In floating point: the product of a large amount and a busy card would not fit 64 bits.
+    of_mean = np.floor(amount * 100.0 * (count_7d - 1) / np.where(some, others_sum, 1))
+    since = numbers["since_previous_ms"]
+    days, in_day_ms = np.divmod(numbers["occurred_at"], DAY_MS)
+    foreign = pc.not_equal(texts["country"], texts["home_country"])
     return {
         "amount_minor": amount,
-        "count_1h": decision["count_1h"],
-        "sum_1h_minor": decision["sum_1h_minor"],
-        "count_24h": decision["count_24h"],
-        "sum_24h_minor": decision["sum_24h_minor"],
-        "count_7d": count_7d,
-        "sum_7d_minor": sum_7d,
-        "amount_pct_of_mean_7d": amount * 100 * (count_7d - 1) // others_sum if others_sum else 100,
-        "since_previous_s": (WINDOW_MAX_MS if since is None else since) // 1000,
+        **{name: numbers[name] for name in NUMBERS[2:8]},
+        "amount_pct_of_mean_7d": np.where(some, of_mean, 100.0).astype(np.int64),
+        "since_previous_s": np.where(since < 0, WINDOW_MAX_MS, since) // 1000,
         "hour_of_day": in_day_ms // HOUR_MS,
-        "weekend": int((days + EPOCH_WEEKDAY) % 7 >= 5),
-        "foreign": int(country is not None and home is not None and country != home),
-        "online": int(decision["channel"] == "ONLINE"),
+        "weekend": ((days + EPOCH_WEEKDAY) % 7 >= 5).astype(np.int64),
+        "foreign": _where(foreign).astype(np.int64),
+        "online": _where(pc.equal(texts["channel"], "ONLINE")).astype(np.int64),
     }
+
+
+def matrix(found: Mapping[str, Ints]) -> Floats:
+    """Features as the models take them: float32 (rows, features)."""
+    return np.stack([found[name] for name in FEATURES], axis=1).astype(np.float32)
+
+
+def _where(condition: pa.Array) -> npt.NDArray[np.bool_]:
+    """A condition by row; unknown is false."""
+    held: npt.NDArray[np.bool_] = pc.fill_null(condition, False).to_numpy(zero_copy_only=False)
+    return held
 
 
 TREES = 100
@@ -98,16 +127,25 @@ class AnomalyModel:
             )
         return cls(version, artifact["trees"], artifact["limits"])
 
-    def risks(self, vectors: Sequence[tuple[int, ...]]) -> list[float]:
-        """The risk of each vector, 0.0 to 1.0 in steps of 1 / RISK_STEPS; each depends on its row alone."""
-        sums = self.trees.path_sums(np.array(vectors, dtype=np.float32))
+    def risks(self, rows: Floats) -> npt.NDArray[np.float64]:
+        """The risk of each row of a `matrix`, 0.0 to 1.0 in steps of 1 / RISK_STEPS, by that row alone."""
+        sums = self.trees.path_sums(rows)
         # limits falls as risk rises: negated, it can be searched.
-        steps = np.searchsorted(-self.limits, -sums, side="right")
-        return [step / RISK_STEPS for step in steps.tolist()]
+        return np.searchsorted(-self.limits, -sums, side="right") / RISK_STEPS
+
+
+def matrix_of(rows: Sequence[Mapping[str, Any]]) -> Floats:
+    """The `matrix` of decisions one by one, with None for what is not known."""
+    numbers = {
+        name: np.array([-1 if row[name] is None else row[name] for row in rows], dtype=np.int64)
+        for name in NUMBERS
+    }
+    texts = {name: pa.array([row[name] for row in rows], type=pa.string()) for name in TEXTS}
+    return matrix(features(numbers, texts))
 
 
 def train(rows: Iterable[Mapping[str, Any]], random_state: int = 0) -> dict[str, Any]:
-    """Train on decisions (rows with the fields that `features` reads); returns the artifact.
+    """Train on decisions (rows with the fields `NUMBERS` and `TEXTS`); returns the artifact.
 
     The artifact: `trees` (`IsolationTrees`: whoever scores needs no scikit-learn), `features` (their names),
     `limits` (see `AnomalyModel`), `rows`. The risk of a row is calibrated on the training rows: with the
@@ -116,17 +154,17 @@ def train(rows: Iterable[Mapping[str, Any]], random_state: int = 0) -> dict[str,
     """
     from sklearn.ensemble import IsolationForest  # slow to import, and needed to train only
 
-    matrix = np.array([tuple(features(row).values()) for row in rows], dtype=np.float32)
-    if len(matrix) < ROWS_MIN:
-        raise ValueError(f"there are {len(matrix)} rows to train on; give at least {ROWS_MIN}")
-    forest = IsolationForest(n_estimators=TREES, random_state=random_state, n_jobs=1).fit(matrix)
+    vectors = matrix_of(list(rows))
+    if len(vectors) < ROWS_MIN:
+        raise ValueError(f"there are {len(vectors)} rows to train on; give at least {ROWS_MIN}")
+    forest = IsolationForest(n_estimators=TREES, random_state=random_state, n_jobs=1).fit(vectors)
     trees = IsolationTrees.of(forest)
-    sums = np.sort(np.concatenate([trees.path_sums(part) for part in _parts(matrix)]))
+    sums = np.sort(trees.path_sums(vectors))
     return {
         "trees": trees,
         "features": FEATURES,
         "limits": risk_limits(sums),
-        "rows": len(matrix),
+        "rows": len(vectors),
     }
 
 
@@ -141,8 +179,3 @@ def risk_limits(sorted_sums: Ints) -> Ints:
     reach = np.floor(shares * (len(sorted_sums) + 1)).astype(np.int64) - 1
     never = np.int64(-1)
     return np.where(reach >= 0, sorted_sums[np.clip(reach, 0, len(sorted_sums) - 1)], never)
-
-
-def _parts(matrix: Floats) -> Iterator[Floats]:
-    for start in range(0, len(matrix), 4096):
-        yield matrix[start : start + 4096]

@@ -63,6 +63,16 @@ class ColumnRecords:
         part = self.batch.slice(start, end - start)
         return ColumnRecords(self.topic, self.partition, self.offsets[rows], self.append_ms[rows], part)
 
+    def take(self, rows: npt.NDArray[np.int64]) -> ColumnRecords:
+        """These rows; they rise."""
+        batch = self.batch.take(pa.array(rows))
+        return ColumnRecords(self.topic, self.partition, self.offsets[rows], self.append_ms[rows], batch)
+
+    def record(self, row: int) -> Record:
+        """One of them."""
+        (record,) = self.slice(row, row + 1).records()
+        return record
+
     def records(self) -> list[Record]:
         """The same one by one."""
         places = zip(self.offsets.tolist(), self.append_ms.tolist(), events_of(self.batch), strict=True)
@@ -70,10 +80,11 @@ class ColumnRecords:
 
 
 Encode = Callable[[Topic, pa.RecordBatch], list[bytes]]
+Decode = Callable[[Topic, Sequence[bytes]], list[Event]]
 
 
-def _no_encoder(topic: Topic, batch: pa.RecordBatch) -> list[bytes]:
-    raise LookupError(f"nobody encodes {topic.name} here; give Outcomes an encoder")
+def _no_codec(topic: Topic, _: Any) -> Any:
+    raise LookupError(f"nobody encodes {topic.name} here; give Outcomes a codec")
 
 
 @dataclass(slots=True)
@@ -85,8 +96,10 @@ class Outcomes:
     """Topic, keys and values of answers that are encoded already."""
     dead: list[tuple[Record, str, str, str]] = field(default_factory=list)
     duplicates_total: int = 0
-    encode: Encode = _no_encoder
+    encode: Encode = _no_codec
     """The record values of a batch of answers, as the topic's schema has them."""
+    decode: Decode = _no_codec
+    """The events of answers that were encoded before."""
 
     def emit(self, topic: Topic, event: Event) -> None:
         """Answer with an event. Its key and id are the fields that the topic declares."""
@@ -190,17 +203,17 @@ class KeyedState(Generic[T]):
 Versions = Mapping[str, Any]
 """What is in force, by kind ('rules', 'fences', 'model', ...): the values that `Logic.load_version` made."""
 
-S = TypeVar("S", bound=State)
+S_co = TypeVar("S_co", bound=State, covariant=True)
 S_contra = TypeVar("S_contra", bound=State, contravariant=True)
 
 
-class Logic(Protocol[S]):
-    """A domain's decision. One instance per process; state per partition."""
+class Logic(Protocol[S_co]):
+    """A domain's decision, as `RecordLogic` or `ColumnLogic`. One instance a process, state a partition."""
 
     version_kinds: Sequence[str]
     """Kinds of versioned configuration that change decisions; empty where nothing does."""
 
-    def new_state(self) -> S:
+    def new_state(self) -> S_co:
         """An empty state of one partition."""
         ...
 
@@ -208,7 +221,12 @@ class Logic(Protocol[S]):
         """Make a version usable (compile rules, read a model); may do I/O; called once per version."""
         ...
 
-    def decide(self, state: S, records: Sequence[Record], versions: Versions, out: Outcomes) -> None:
+
+@runtime_checkable
+class RecordLogic(Protocol[S_contra]):
+    """A `Logic` that decides record by record."""
+
+    def decide(self, state: S_contra, records: Sequence[Record], versions: Versions, out: Outcomes) -> None:
         """Fold records, in log order, into the state and answer each. Pure; an exception is a defect.
 
         The answer may not depend on how the log was cut into batches. All records come from one
@@ -219,12 +237,12 @@ class Logic(Protocol[S]):
 
 @runtime_checkable
 class ColumnLogic(Protocol[S_contra]):
-    """A `Logic` that decides by column. What it answers is the same for any cut of the log into batches."""
+    """A `Logic` that decides by column: for what must be fast."""
 
     def decide_columns(
         self, state: S_contra, records: ColumnRecords, versions: Versions, out: Outcomes
     ) -> None:
-        """As `Logic.decide`, which is then not called."""
+        """As `RecordLogic.decide`. Answers go out by `Outcomes.encode` and `Outcomes.emit_encoded`."""
         ...
 
 

@@ -25,7 +25,7 @@ from infra import versions
 from infra.broker import PartitionBatch
 from infra.checkpoints import Checkpoints, Claim, LogBounds, TopicPartition
 from infra.codec import Codec
-from infra.columns import Columns
+from infra.columns import Columns, events_of
 from infra.dead_letter_limit import NEVER_PCT, DeadLetterLimit
 from infra.dead_letters import envelope
 from infra.postgres import Connection, DatabaseUrl, Failure, classify, connect
@@ -238,7 +238,7 @@ class Runner:
             if owned is None or owned.epoch != work.batch.epoch:
                 continue
             source = self._topics[at.topic]
-            out = Outcomes(encode=self._encode)
+            out = Outcomes(encode=self._encode, decode=self._decode)
             for in_force, records, ticks in work.segments:
                 usable = {kind: self._loaded[(kind, v)] for kind, v in in_force.items() if v}
                 decide_in_order(self.logic, owned.state, records, ticks, usable, out)
@@ -352,6 +352,9 @@ class Runner:
 
     def _encode(self, topic: Topic, batch: pa.RecordBatch) -> list[bytes]:
         return self._columns[self._outputs[topic.name].name].encode(batch)
+
+    def _decode(self, topic: Topic, values: Sequence[bytes]) -> list[Event]:
+        return events_of(self._columns[self._outputs[topic.name].name].decode(values).batch)
 
     def _results(
         self, out: Outcomes, source: Topic, letters: Sequence[Event]

@@ -136,18 +136,27 @@ def _simulated(rows: int) -> Iterator[dict[str, Any]]:
 
 
 def _decided(events: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The decisions of the processor's own code on events, in order, as if from one partition."""
-    from schemas.fraud import CARD_TRANSACTIONS
-    from streams.decide import Outcomes, Record
-    from streams.fraud.scoring import FraudScoring
+    """Events with the windows that the processor's own code finds for them, as if from one partition."""
+    import numpy as np
+    import pyarrow as pa
 
-    logic = FraudScoring(lambda: Settings.load().object_store)
-    state = logic.new_state()
-    numbered = enumerate(events)
-    while batch := list(islice(numbered, BATCH)):
-        out = Outcomes()
+    from infra.columns import arrow_schema
+    from schemas.fraud import CARD_TRANSACTIONS
+    from streams.decide import ColumnRecords
+    from streams.fraud.histories import WINDOWS, Histories
+    from streams.fraud.scoring import place
+
+    schema = arrow_schema(CARD_TRANSACTIONS)
+    state = Histories()
+    remaining = iter(events)
+    while batch := list(islice(remaining, BATCH)):
         # Appended all at once: no card is idle.
-        records = [Record(CARD_TRANSACTIONS.name, 0, n, 0, e) for n, e in batch]
-        logic.decide(state, records, {}, out)
+        places = np.zeros(len(batch), dtype=np.int64)
+        columns = pa.RecordBatch.from_pylist(batch, schema=schema)
+        found = place(state, ColumnRecords(CARD_TRANSACTIONS.name, 0, places, places, columns))
+        state.keep([b""] * len(batch))
         state.delta()
-        yield from (event for _, event in out.emitted)
+        for row, event in enumerate(batch):
+            if found.first[row] == row:
+                windows = dict(zip(WINDOWS, found.windows[row].tolist(), strict=True))
+                yield {**event, **windows}

@@ -7,6 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from models.fraud import FEATURES
 
 FLAGS = frozenset({"weekend", "foreign", "online"})
@@ -16,15 +21,25 @@ TEXTS = frozenset(
 )
 FACTS = tuple(sorted(NUMBERS | FLAGS | TEXTS))
 
-_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+Bools = npt.NDArray[np.bool_]
+Facts = Mapping[str, Any]
+"""A fact of each row by name: numbers and flags as NumPy's int64, texts as Arrow arrays, null for unknown."""
+
+_NUMBER: dict[str, Callable[[Any, Any], Bools]] = {
     "<": operator.lt,
     "<=": operator.le,
     ">": operator.gt,
     ">=": operator.ge,
     "==": operator.eq,
     "!=": operator.ne,
-    "in": lambda fact, values: fact in values,
-    "not in": lambda fact, values: fact not in values,
+}
+_TEXT: dict[str, Callable[[Any, Any], Any]] = {
+    "==": pc.equal,
+    "!=": pc.not_equal,
+    "in": lambda facts, values: pc.and_(pc.is_valid(facts), pc.is_in(facts, pa.array(values, pa.string()))),
+    "not in": lambda facts, values: pc.and_(
+        pc.is_valid(facts), pc.invert(pc.is_in(facts, pa.array(values, pa.string())))
+    ),
 }
 _OPS = {"number": ("<", "<=", ">", ">=", "==", "!="), "text": ("==", "!=", "in", "not in"), "flag": ("==",)}
 _KEYS = {"id", "description", "when", "action", "score", "reason"}
@@ -36,22 +51,41 @@ class RuleError(ValueError):
 
 
 @dataclass(slots=True, frozen=True)
+class Condition:
+    """A comparison of one fact with a value; not fulfilled where the fact is unknown (null)."""
+
+    name: str
+    op: str
+    value: Any
+
+    def holds(self, facts: Facts) -> Bools:
+        """Where it is fulfilled, by row."""
+        if self.name not in TEXTS:
+            return _NUMBER[self.op](facts[self.name], self.value)
+        held: Bools = pc.fill_null(_TEXT[self.op](facts[self.name], self.value), False).to_numpy(
+            zero_copy_only=False
+        )
+        return held
+
+
+@dataclass(slots=True, frozen=True)
 class Rule:
-    """One rule. It fires where every condition holds; a fact that is unknown (null) fulfils none."""
+    """One rule. It fires where every condition holds."""
 
     id: str
     description: str
-    conditions: tuple[tuple[str, Callable[[Any, Any], bool], Any], ...]
+    conditions: tuple[Condition, ...]
     action: str
     score: float
     reason: str
 
-    def fires(self, facts: Mapping[str, Any]) -> bool:
-        for name, compare, value in self.conditions:
-            fact = facts[name]
-            if fact is None or not compare(fact, value):
-                return False
-        return True
+    def fires(self, facts: Facts) -> Bools:
+        """Where it fires, by row."""
+        first, *others = self.conditions
+        fires = first.holds(facts)
+        for condition in others:
+            fires = fires & condition.holds(facts)
+        return fires
 
 
 @dataclass(slots=True, frozen=True)
@@ -61,9 +95,10 @@ class Rules:
     version: int
     rules: tuple[Rule, ...]
 
-    def fired(self, facts: Mapping[str, Any]) -> list[Rule]:
-        """The rules that fire, in the order of the list."""
-        return [rule for rule in self.rules if rule.fires(facts)]
+    def fired(self, facts: Facts) -> list[tuple[Rule, Bools]]:
+        """The rules that fire anywhere, in the order of the list, and where."""
+        found = ((rule, rule.fires(facts)) for rule in self.rules)
+        return [(rule, fires) for rule, fires in found if fires.any()]
 
 
 def load_rules(version: int, body: Any) -> Rules:
@@ -108,7 +143,7 @@ def _rule(where: str, entry: Any) -> Rule:
     )
 
 
-def _condition(where: str, entry: Any) -> tuple[str, Callable[[Any, Any], bool], Any]:
+def _condition(where: str, entry: Any) -> Condition:
     if not isinstance(entry, dict) or set(entry) != {"feature", "op", "value"}:
         raise RuleError(f"{where} is {_kind(entry)}; make it an object with exactly feature, op and value")
     name, op, value = entry["feature"], entry["op"], entry["value"]
@@ -120,7 +155,7 @@ def _condition(where: str, entry: Any) -> tuple[str, Callable[[Any, Any], bool],
     if op in ("in", "not in"):
         if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
             raise RuleError(f"{where}: value is {_kind(value)}; make it a list of texts, at least one")
-        return name, _COMPARE[op], frozenset(value)
+        return Condition(name, op, tuple(value))
     fits = {
         "text": isinstance(value, str),
         "flag": isinstance(value, bool),
@@ -129,7 +164,7 @@ def _condition(where: str, entry: Any) -> tuple[str, Callable[[Any, Any], bool],
     if not fits:
         remedy = {"text": "a text", "flag": "true or false", "number": "a number"}[kind]
         raise RuleError(f"{where}: value is {_kind(value)}; {name} is compared with {remedy}")
-    return name, _COMPARE[op], value
+    return Condition(name, op, value)
 
 
 def _or(choices: Sequence[str]) -> str:

@@ -13,12 +13,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from models.artifacts import load_artifact
-from models.fraud import AnomalyModel, features
-from schemas.fraud import CARD_DECISIONS, CARD_TRANSACTIONS, FRAUD_SCORING
-from streams.decide import Outcomes, Record, Versions
-from streams.fraud.history import FraudState, Pending, Windows
-from streams.fraud.rules import Rules, load_rules
+from models.fraud import NUMBERS, AnomalyModel, features, matrix
+from models.trees import Ints
+from schemas.fraud import CARD_DECISIONS, FRAUD_SCORING
+from streams.decide import ColumnRecords, Outcomes, Versions
+from streams.fraud.histories import WINDOWS, Histories, Inserted
+from streams.fraud.rules import TEXTS as RULE_TEXTS
+from streams.fraud.rules import Bools, Rules, load_rules
 
 DECLINE_RISK = 0.95
 REVIEW_RISK = 0.75
@@ -35,10 +41,39 @@ COUNTRY = re.compile(r"[A-Z]{2}")
 CURRENCY = re.compile(r"[A-Z]{3}")
 MCC = re.compile(r"[0-9]{4}")
 
-INPUTS = tuple(CARD_TRANSACTIONS.fields)
 IDENTITY = ("occurred_at", "card_id", "amount_minor", "currency")
-WINDOW_FIELDS = Windows._fields
+WINDOW_FIELDS = (
+    "count_1h",
+    "sum_1h_minor",
+    "count_24h",
+    "sum_24h_minor",
+    "count_7d",
+    "sum_7d_minor",
+    "since_previous_ms",
+    "late_ms",
+    "windows_complete",
+)
+PLACES = {name: n for n, name in enumerate(WINDOWS)}
+NAMES = ("event_id", "card_id", "tenant", "customer_id", "merchant_id", "terminal_id")
+PLAIN_NAME = r"^[\x20-\x7e]{1,128}$"
+FORMS = (("currency", CURRENCY), ("country", COUNTRY), ("home_country", COUNTRY), ("mcc", MCC))
 NO_RULES = Rules(0, ())
+
+
+def suspects(batch: pa.RecordBatch) -> Bools:
+    """Which rows `fault` must look at: every row with a fault, and those with names beyond ASCII."""
+    fine = pc.and_(
+        pc.and_(
+            pc.greater_equal(batch.column("amount_minor"), 0),
+            pc.less_equal(batch.column("amount_minor"), AMOUNT_MAX_MINOR),
+        ),
+        pc.greater_equal(batch.column("occurred_at"), OCCURRED_FROM_MS),
+    )
+    for name, form in (*((name, PLAIN_NAME) for name in NAMES), *((n, f"^{f.pattern}$") for n, f in FORMS)):
+        # Null is fine wherever the schema allows it.
+        fine = pc.and_(fine, pc.fill_null(pc.match_substring_regex(batch.column(name), form), True))
+    found: Bools = pc.invert(fine).to_numpy(zero_copy_only=False)
+    return found
 
 
 def fault(event: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -75,7 +110,7 @@ def fault(event: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 class FraudScoring:
-    """The `Logic` of `fraud-scoring`. Rules and model are versions of the kinds `rules` and `model`.
+    """The `ColumnLogic` of `fraud-scoring`. Rules and model are versions of the kinds `rules` and `model`.
 
     `object_store` gives the folder of the model artifacts; it is asked only when a model is loaded.
     """
@@ -85,8 +120,8 @@ class FraudScoring:
     def __init__(self, object_store: Callable[[], Path]) -> None:
         self._object_store = object_store
 
-    def new_state(self) -> FraudState:
-        return FraudState(tuple(CARD_DECISIONS.fields))
+    def new_state(self) -> Histories:
+        return Histories()
 
     def load_version(self, kind: str, version: int, body: Any) -> Rules | AnomalyModel:
         """Rules are checked, a model is read and its hash compared; raises RuleError, ArtifactError."""
@@ -96,73 +131,123 @@ class FraudScoring:
             return AnomalyModel.of(version, load_artifact(self._object_store(), body["sha256"]))
         raise ValueError(f"fraud-scoring has no versions of kind {kind!r}; it has {self.version_kinds}")
 
-    def decide(self, state: FraudState, records: Sequence[Record], versions: Versions, out: Outcomes) -> None:
-        rules: Rules = versions.get("rules") or NO_RULES
-        model: AnomalyModel | None = versions.get("model")
-        # Two passes, so that the model scores the whole batch at once: first every record takes its place
-        # in its card's history, then the answers are completed in the order of the log.
-        answers: list[tuple[dict[str, Any], dict[str, int] | None, Pending | None, int]] = []
-        for record in records:
-            event = record.event
-            wrong = fault(event)
-            if wrong is not None:
-                out.dead_letter(record, *wrong)
-                continue
-            known = state.answer(event["tenant"], event["event_id"])
-            if known is not None:
-                differs = next((name for name in IDENTITY if known[name] != event[name]), None)
-                if differs is not None:
-                    out.dead_letter(
-                        record,
-                        differs,
-                        f"event_id {event['event_id']} was sent before with {differs} {known[differs]}, now"
-                        f" with {event[differs]}; give another transaction another id",
-                    )
-                    continue
-                out.duplicate()
-                answers.append((known, None, None, 0))
-                continue
-            answer = {name: event[name] for name in INPUTS}
-            windows, pending = state.insert(answer, record.append_ms)
-            answer.update(zip(WINDOW_FIELDS, windows, strict=True))
-            answers.append((answer, features(answer), pending, record.append_ms))
-
-        vectors = [tuple(found.values()) for _, found, _, _ in answers if found is not None]
-        risks = iter(model.risks(vectors) if model is not None and vectors else [0.0] * len(vectors))
-        for answer, found, pending, append_ms in answers:
-            if found is not None:
-                _complete(answer, found, next(risks), rules, model.version if model is not None else 0)
-                if pending is not None:
-                    state.keep(pending, append_ms)
-            out.emit(CARD_DECISIONS, answer)
+    def decide_columns(
+        self, state: Histories, records: ColumnRecords, versions: Versions, out: Outcomes
+    ) -> None:
+        records = _without_faults(records, out)
+        if not len(records):
+            return
+        found = place(state, records)
+        first = found.first
+        new = np.flatnonzero(first == np.arange(len(first)))
+        answers: list[bytes | None] = [None] * len(records)
+        if len(new):
+            batch = records.batch if len(new) == len(records) else records.batch.take(pa.array(new))
+            rules: Rules = versions.get("rules") or NO_RULES
+            decided = _decisions(batch, found.windows[new], rules, versions.get("model"))
+            for row, value in zip(new.tolist(), out.encode(CARD_DECISIONS, decided), strict=True):
+                answers[row] = value
+        state.keep(answers)
+        if len(new) < len(records):
+            _repeat(records, found, answers, out)
+        cards = records.batch.column("card_id").to_pylist()
+        sent = [(c.encode(), a) for c, a in zip(cards, answers, strict=True) if a is not None]
+        out.emit_encoded(CARD_DECISIONS, [card for card, _ in sent], [answer for _, answer in sent])
 
 
-def _complete(
-    answer: dict[str, Any], found: dict[str, int], model_risk: float, rules: Rules, model_version: int
-) -> None:
-    fired = rules.fired(answer | found)
-    safe = 1.0 - model_risk
-    actions = set()
-    for rule in fired:
-        safe *= 1.0 - rule.score
-        actions.add(rule.action)
-    risk = round(min(1.0, max(0.0, 1.0 - safe)), 4)
-    reasons = [rule.reason for rule in fired]
-    for level, reason in MODEL_REASONS:
-        if model_risk >= level:
-            reasons.append(reason)
-            break
-    answer["model_risk"] = model_risk
-    answer["risk"] = risk
-    answer["decision"] = (
-        "DECLINE"
-        if "decline" in actions or risk >= DECLINE_RISK
-        else "REVIEW"
-        if "review" in actions or risk >= REVIEW_RISK
-        else "APPROVE"
+def place(state: Histories, records: ColumnRecords) -> Inserted:
+    """Put transactions without faults in their cards' histories; `keep` their answers next."""
+    batch = records.batch
+    tenants, cards, ids = (batch.column(n).to_pylist() for n in ("tenant", "card_id", "event_id"))
+    return state.insert(
+        batch.column("occurred_at").to_numpy(),
+        batch.column("amount_minor").to_numpy(),
+        records.append_ms,
+        [_scoped(tenant, card) for tenant, card in zip(tenants, cards, strict=True)],
+        [_scoped(tenant, id_) for tenant, id_ in zip(tenants, ids, strict=True)],
+        batch.column("merchant_id").to_pylist(),
     )
-    answer["reasons"] = reasons
-    answer["fired_rules"] = [rule.id for rule in fired]
-    answer["rules_version"] = rules.version
-    answer["model_version"] = model_version
-    answer["code_version"] = FRAUD_SCORING.code_version
+
+
+def _without_faults(records: ColumnRecords, out: Outcomes) -> ColumnRecords:
+    bad = suspects(records.batch)
+    for row in np.flatnonzero(bad).tolist():
+        record = records.record(row)
+        wrong = fault(record.event)
+        if wrong is None:
+            bad[row] = False
+        else:
+            out.dead_letter(record, *wrong)
+    return records.take(np.flatnonzero(~bad)) if bad.any() else records
+
+
+def _repeat(records: ColumnRecords, found: Inserted, answers: list[bytes | None], out: Outcomes) -> None:
+    """Give rows that repeat a transaction its answer; one with the id of another one is a dead letter."""
+    first = found.first
+    known = dict(zip(found.known, out.decode(CARD_DECISIONS, list(found.known.values())), strict=True))
+    for row in np.flatnonzero(first != np.arange(len(first))).tolist():
+        record = records.record(row)
+        event = record.event
+        before = known[row] if row in known else records.record(int(first[row])).event
+        differs = next((name for name in IDENTITY if before[name] != event[name]), None)
+        if differs is None:
+            out.duplicate()
+            answers[row] = found.known[row] if row in known else answers[int(first[row])]
+            continue
+        out.dead_letter(
+            record,
+            differs,
+            f"event_id {event['event_id']} was sent before with {differs} {before[differs]}, now"
+            f" with {event[differs]}; give another transaction another id",
+        )
+
+
+def _decisions(
+    batch: pa.RecordBatch, windows: Ints, rules: Rules, model: AnomalyModel | None
+) -> pa.RecordBatch:
+    """The answers to new transactions, as CARD_DECISIONS has them. Element by element: see docs/adr/0031."""
+    count = len(batch)
+    known = {name: windows[:, PLACES[name]] for name in WINDOW_FIELDS}
+    numbers = {n: known[n] if n in known else batch.column(n).to_numpy() for n in NUMBERS}
+    texts = {name: batch.column(name) for name in RULE_TEXTS}
+    found = features(numbers, texts)
+    risks = np.zeros(count) if model is None else model.risks(matrix(found))
+    fired = rules.fired({**found, **texts, "late_ms": known["late_ms"]})
+    safe = 1.0 - risks
+    declined, reviewed = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
+    reasons: list[list[str]] = [[] for _ in range(count)]
+    ids: list[list[str]] = [[] for _ in range(count)]
+    for rule, fires in fired:
+        safe = np.where(fires, safe * (1.0 - rule.score), safe)
+        (declined if rule.action == "decline" else reviewed)[fires] = True
+        for row in np.flatnonzero(fires).tolist():
+            reasons[row].append(rule.reason)
+            ids[row].append(rule.id)
+    for row in np.flatnonzero(risks >= MODEL_REASONS[-1][0]).tolist():
+        reasons[row].append(next(reason for level, reason in MODEL_REASONS if risks[row] >= level))
+    risk = np.rint(np.clip(1.0 - safe, 0.0, 1.0) * 10_000) / 10_000
+    decision = np.where(
+        declined | (risk >= DECLINE_RISK),
+        "DECLINE",
+        np.where(reviewed | (risk >= REVIEW_RISK), "REVIEW", "APPROVE"),
+    )
+    columns = {
+        **{name: batch.column(name) for name in batch.schema.names},
+        **known,
+        "since_previous_ms": pa.array(known["since_previous_ms"], mask=known["since_previous_ms"] < 0),
+        "windows_complete": known["windows_complete"] == 1,
+        "model_risk": risks,
+        "risk": risk,
+        "decision": pa.array(decision, type=pa.string()),
+        "reasons": pa.array(reasons, type=pa.list_(pa.string())),
+        "fired_rules": pa.array(ids, type=pa.list_(pa.string())),
+        "rules_version": np.full(count, rules.version, dtype=np.int32),
+        "model_version": np.full(count, 0 if model is None else model.version, dtype=np.int32),
+        "code_version": np.full(count, FRAUD_SCORING.code_version, dtype=np.int32),
+    }
+    return pa.RecordBatch.from_pydict({name: columns[name] for name in CARD_DECISIONS.fields})
+
+
+def _scoped(tenant: str, name: str) -> str:
+    """A name that cannot meet another tenant's. (Names are printable: no NUL can stand in them.)"""
+    return name if tenant == "default" else f"{tenant}\0{name}"

@@ -13,7 +13,7 @@ import pytest
 from sklearn.ensemble import IsolationForest
 
 from models.artifacts import ArtifactError, load_artifact, store_artifact
-from models.fraud import FEATURES, RISK_STEPS, AnomalyModel, features, risk_limits, train
+from models.fraud import FEATURES, RISK_STEPS, AnomalyModel, matrix_of, risk_limits, train
 from models.isolation import UNIT, IsolationTrees, mean_path_length
 
 
@@ -44,10 +44,6 @@ def artifact() -> Mapping[str, Any]:
     return train(ROWS)
 
 
-def matrix(rows: list[dict[str, Any]]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return np.array([tuple(features(row).values()) for row in rows], dtype=np.float32)
-
-
 def test_features_are_what_they_say() -> None:
     """Each feature of a known decision has the value that its description gives."""
     row = {
@@ -64,18 +60,18 @@ def test_features_are_what_they_say() -> None:
         "home_country": "IE",
         "channel": "ONLINE",
     }
-    found = features(row)
-    assert tuple(found) == FEATURES
-    assert [*found.values()] == [300, 1, 300, 2, 400, 3, 500, 300, 7200, 2, 1, 1, 1]
     first = row | {"count_7d": 1, "sum_7d_minor": 300, "since_previous_ms": None, "country": None}
-    assert (features(first)["amount_pct_of_mean_7d"], features(first)["since_previous_s"]) == (100, 604_800)
-    assert features(first)["foreign"] == 0
-    assert features(row | {"occurred_at": 1_762_128_000_000})["weekend"] == 0  # Monday
+    monday = row | {"occurred_at": 1_762_128_000_000}
+    whole, of_first, on_monday = matrix_of([row, first, monday]).tolist()
+    assert whole == [300, 1, 300, 2, 400, 3, 500, 300, 7200, 2, 1, 1, 1]
+    said = dict(zip(FEATURES, of_first, strict=True))
+    assert (said["amount_pct_of_mean_7d"], said["since_previous_s"], said["foreign"]) == (100, 604_800, 0)
+    assert dict(zip(FEATURES, on_monday, strict=True))["weekend"] == 0
 
 
 def test_path_sums_agree_with_scikit_learn(artifact: Mapping[str, Any]) -> None:
     """The integer forest gives scikit-learn's scores, to within the rounding of its leaves."""
-    rows = matrix(ROWS)
+    rows = matrix_of(ROWS)
     forest = IsolationForest(n_estimators=100, random_state=0).fit(rows)
     norm = mean_path_length(np.array([forest.max_samples_]))[0]
     ours = -(2.0 ** (-artifact["trees"].path_sums(rows) / UNIT / (100 * norm)))
@@ -94,7 +90,7 @@ def test_thresholds_between_neighbouring_numbers_are_kept() -> None:
 
 def test_a_score_depends_on_its_row_alone(artifact: Mapping[str, Any]) -> None:
     """A row has the same path sum in a batch of any size and at any place."""
-    rows = matrix(ROWS[:300])
+    rows = matrix_of(ROWS[:300])
     trees = artifact["trees"]
     whole = trees.path_sums(rows)
     assert all(trees.path_sums(rows[n : n + 1])[0] == whole[n] for n in range(len(rows)))
@@ -104,10 +100,10 @@ def test_a_score_depends_on_its_row_alone(artifact: Mapping[str, Any]) -> None:
 def test_risk_is_calibrated_on_the_training_rows(artifact: Mapping[str, Any]) -> None:
     """The share of training rows at or above a risk is the share that the risk stands for."""
     model = AnomalyModel.of(1, artifact)
-    risks = np.array(model.risks([tuple(features(row).values()) for row in ROWS]))
+    risks = model.risks(matrix_of(ROWS))
     for risk, share in ((0.25, 0.1), (0.5, 0.01)):
         assert abs((risks >= risk).mean() - share) < 0.2 * share
-    order = np.argsort(model.trees.path_sums(matrix(ROWS)))
+    order = np.argsort(model.trees.path_sums(matrix_of(ROWS)))
     assert (np.diff(risks[order]) <= 0).all(), "a row that is isolated earlier is never less risky"
 
 
@@ -117,7 +113,7 @@ def test_few_rows_reach_no_high_risk() -> None:
     nought = np.zeros(1, np.int64)
     leaf = IsolationTrees(nought, nought, np.zeros(1, np.float32), np.zeros(2, np.int64), nought, depth=0)
     model = AnomalyModel(1, leaf, limits)
-    assert model.risks([(0,) * len(FEATURES)]) == [0.5]
+    assert model.risks(np.zeros((1, len(FEATURES)), np.float32)) == [0.5]
     assert (np.diff(limits) <= 0).all() and len(limits) == RISK_STEPS
 
 
@@ -137,10 +133,9 @@ def test_artifacts_come_back(artifact: Mapping[str, Any], tmp_path: Path) -> Non
     sha256 = store_artifact(tmp_path, artifact, {"rows": artifact["rows"]})
     card = json.loads((tmp_path / "models" / f"{sha256}.json").read_text())
     assert (card["sha256"], card["rows"]) == (sha256, 1500) and card["sklearn"]
-    vectors = [tuple(features(row).values()) for row in ROWS[:50]]
-    assert AnomalyModel.of(1, load_artifact(tmp_path, sha256)).risks(vectors) == AnomalyModel.of(
-        1, artifact
-    ).risks(vectors)
+    vectors = matrix_of(ROWS[:50])
+    loaded = AnomalyModel.of(1, load_artifact(tmp_path, sha256))
+    assert (loaded.risks(vectors) == AnomalyModel.of(1, artifact).risks(vectors)).all()
 
 
 def test_an_altered_artifact_is_refused(artifact: Mapping[str, Any], tmp_path: Path) -> None:
@@ -159,7 +154,7 @@ def test_an_altered_artifact_is_refused(artifact: Mapping[str, Any], tmp_path: P
 def test_another_scikit_learn_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model of another scikit-learn is refused, as it could score otherwise without a word."""
     monkeypatch.setattr("sklearn.base.__version__", "0.0.1")
-    sha256 = store_artifact(tmp_path, IsolationForest(n_estimators=2).fit(matrix(ROWS[:300])), {})
+    sha256 = store_artifact(tmp_path, IsolationForest(n_estimators=2).fit(matrix_of(ROWS[:300])), {})
     monkeypatch.undo()
     with pytest.raises(ArtifactError, match=r"another scikit-learn .*train it again"):
         load_artifact(tmp_path, sha256)

@@ -12,12 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.declare import DAY_MS
-from schemas.fraud import CARD_DECISIONS
 from streams.decide import State
 from streams.fraud import histories
 from streams.fraud.histories import WINDOWS, Bounds, Histories, Inserted
-from streams.fraud.history import HOUR_MS, FraudState
-from streams.fraud.history import Windows as PlainWindows
+from streams.fraud.history import HOUR_MS
 from tests.streams.fraud.plain_histories import PlainHistories, Use
 
 SMALL = Bounds(widths_ms=(2, 4, 7, 15), lateness_ms=6, idle_ms=12, cards_max=3)
@@ -234,31 +232,6 @@ def test_a_busy_card_that_falls_quiet_stays_exact() -> None:
                 Use(at_ms, rng.randrange(1000), start_ms, "c", f"{burst}+{n}", f"m{rng.randrange(9)}")
             )
     assert run_in_batches(Histories(), uses, 50) == run_plain(PlainHistories(Bounds()), uses)
-
-
-def test_the_present_state_agrees() -> None:
-    """The nine windows that the record-by-record processor answers with are the same."""
-    rng = Random(17)
-    uses = busy_log(rng, 3_000, 40, 50, disorder_ms=3 * DAY_MS, step_ms=1_500_000)
-    fields = tuple(CARD_DECISIONS.fields)
-    present = FraudState(fields)
-    found = run_in_batches(Histories(), uses, 256)
-    columns = [WINDOWS.index(name) for name in PlainWindows._fields]
-    for use, (_, windows) in zip(uses, found, strict=True):
-        if present.answer("default", use.id) is not None:
-            assert windows == []
-            continue
-        answer = dict.fromkeys(fields) | {
-            "event_id": use.id,
-            "tenant": "default",
-            "card_id": use.card,
-            "occurred_at": use.at_ms,
-            "amount_minor": use.amount,
-        }
-        expected, pending = present.insert(answer, use.append_ms)
-        if pending is not None:
-            present.keep(pending, use.append_ms)
-        assert [windows[n] for n in columns] == [-1 if value is None else int(value) for value in expected]
 
 
 def test_a_large_snapshot_comes_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from infra.postgres import MIGRATIONS
-from streams.fraud.rules import FACTS, RuleError, load_rules
+from streams.fraud.rules import TEXTS, RuleError, Rules, load_rules
 
 RULE = {
     "id": "r",
@@ -55,6 +57,16 @@ def test_wrong_rules_are_refused_readably(body: Any, message: str) -> None:
     assert str(error.value).startswith("rules version 4")
 
 
+def fired(rules: Rules, facts: dict[str, Any]) -> list[str]:
+    """Ids of the rules that fire on one row; the unknown rows beside it fire none."""
+    columns = {
+        name: pa.array([None, value, None], type=pa.string()) if name in TEXTS else np.array([-1, value, -1])
+        for name, value in facts.items()
+    }
+    found = rules.fired(columns)
+    return [rule.id for rule, rows in found if rows[1]]
+
+
 @pytest.mark.parametrize(
     ("feature", "op", "value", "fact", "fires"),
     [
@@ -75,7 +87,7 @@ def test_wrong_rules_are_refused_readably(body: Any, message: str) -> None:
 def test_conditions_compare(feature: str, op: str, value: Any, fact: Any, fires: bool) -> None:
     """Each comparison means what it says, and an unknown fact fulfils none."""
     rules = load_rules(1, condition(feature, op, value))
-    assert [r.id for r in rules.fired(dict.fromkeys(FACTS) | {feature: fact})] == (["r"] if fires else [])
+    assert fired(rules, {feature: fact}) == (["r"] if fires else [])
 
 
 def test_all_conditions_must_hold() -> None:
@@ -88,9 +100,9 @@ def test_all_conditions_must_hold() -> None:
         ],
     }
     rules = load_rules(1, [both, RULE])
-    facts = dict.fromkeys(FACTS) | {"count_1h": 3, "currency": "EUR"}
-    assert [r.id for r in rules.fired(facts)] == ["both", "r"]
-    assert [r.id for r in rules.fired(facts | {"currency": "USD"})] == ["r"]
+    facts = {"count_1h": 3, "currency": "EUR"}
+    assert fired(rules, facts) == ["both", "r"]
+    assert fired(rules, facts | {"currency": "USD"}) == ["r"]
 
 
 def test_the_first_version_is_usable() -> None:
