@@ -7,16 +7,17 @@ of batch. `path_sums` is small where a row is isolated early, that is, anomalous
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-UNIT = 1 << 16
+from models.trees import Floats, Ints, Trees, not_above
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
+UNIT = 1 << 16
 
 
 def mean_path_length(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
@@ -26,7 +27,7 @@ def mean_path_length(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     return np.where(rows <= 1, 0.0, np.where(rows == 2, 1.0, lengths))
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(frozen=True, eq=False)
 class IsolationTrees:
     """All trees of a forest as arrays over their nodes. Children of node i are `child[2i]` and `child[2i+1]`;
     a leaf's are itself. `path` is a leaf's path length in `UNIT`s."""
@@ -49,7 +50,7 @@ class IsolationTrees:
             leaf = tree.children_left < 0
             roots.append(offset)
             features.append(np.where(leaf, 0, tree.feature))
-            thresholds.append(_not_above(np.where(leaf, np.inf, tree.threshold)))
+            thresholds.append(not_above(np.where(leaf, np.inf, tree.threshold)))
             pair = np.stack(
                 [np.where(leaf, nodes, tree.children_left), np.where(leaf, nodes, tree.children_right)],
                 axis=1,
@@ -73,21 +74,17 @@ class IsolationTrees:
 
     def path_sums(self, rows: Floats) -> Ints:
         """Path length summed over the trees, in `UNIT`s, of each row of a matrix (rows, features)."""
-        count, width = rows.shape
-        values = np.ascontiguousarray(rows).ravel()
-        start = (np.arange(count, dtype=np.int64) * width)[:, np.newaxis]
-        node = np.repeat(self.roots[np.newaxis, :], count, axis=0)
-        for _ in range(self.depth):
-            right = values.take(self.feature.take(node) + start) > self.threshold.take(node)
-            node += node
-            node += right
-            node = self.child.take(node)
-        sums: Ints = self.path.take(node).sum(axis=1)
-        return sums
+        return self._trees.sums(rows)
 
+    @cached_property
+    def _trees(self) -> Trees:
+        return Trees.of(self.roots, self.feature, self.threshold, self.child, self.path)
 
-def _not_above(thresholds: npt.NDArray[np.float64]) -> Floats:
-    """The largest float32 not above each: `x <= threshold` then means the same for every float32 x."""
-    rounded = thresholds.astype(np.float32)
-    above = rounded.astype(np.float64) > thresholds
-    return np.where(above, np.nextafter(rounded, np.float32(-np.inf)), rounded).astype(np.float32)
+    # What is stored is the arrays alone: a list, as in the artifacts of every earlier version.
+
+    def __getstate__(self) -> list[Any]:
+        return [getattr(self, field.name) for field in fields(self)]
+
+    def __setstate__(self, state: Sequence[Any]) -> None:
+        for field, value in zip(fields(self), state, strict=True):
+            self.__dict__[field.name] = value

@@ -1,0 +1,112 @@
+"""An ensemble of decision trees laid out for the compiled loop (`tree_walk`).
+
+A tree's nodes are 8 bytes each, by level, siblings side by side: the small trees of an isolation forest stay
+in the first-level cache while a block of rows walks them. A node is
+
+    key << 32 | feature << 24 | index of its left child within the tree
+
+where a row goes right if its value is above the threshold that the key stands for. A leaf is its own left
+child, and its key is above all: walking on from it stays there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from models import tree_walk
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+FEATURES_MAX = 1 << 8
+NODES_MAX = 1 << 24
+"""Of one tree."""
+
+_ABOVE_ALL = 0xFFFF_FFFF
+
+
+def not_above(thresholds: npt.NDArray[np.float64]) -> Floats:
+    """The largest float32 not above each: `x <= threshold` then means the same for every float32 x."""
+    rounded = thresholds.astype(np.float32)
+    above = rounded.astype(np.float64) > thresholds
+    return np.where(above, np.nextafter(rounded, np.float32(-np.inf)), rounded).astype(np.float32)
+
+
+@dataclass(slots=True, frozen=True, eq=False)
+class Trees:
+    """Trees ready to be walked. `values`: what each node's leaf adds to the sum; `starts`, `depths`: of each tree.
+
+    `width`: how many features a row must have.
+    """
+
+    nodes: npt.NDArray[np.uint64]
+    values: Ints
+    starts: Ints
+    depths: Ints
+    width: int
+
+    @classmethod
+    def of(cls, roots: Ints, feature: Ints, threshold: Floats, child: Ints, value: Ints) -> Trees:
+        """From arrays over all nodes; `roots` are the trees' first nodes. A row goes to `child[2i + 1]` where its
+        `feature[i]` is above `threshold[i]`, else to `child[2i]`; a leaf's are itself.
+
+        Raises ValueError for a node that is its own descendant, and for trees beyond the layout's bounds.
+        """
+        pairs = child.reshape(-1, 2)
+        is_leaf = pairs[:, 0] == np.arange(len(pairs))
+        orders: list[Ints] = []
+        lefts: list[Ints] = []
+        starts, depths = [], []
+        total = 0
+        for root in roots:
+            levels = [np.array([root], dtype=np.int64)]
+            size = 1
+            while len(inner := levels[-1][~is_leaf[levels[-1]]]):
+                levels.append(pairs[inner].ravel())
+                size += len(levels[-1])
+                if size > len(pairs):
+                    raise ValueError("a node is its own descendant; give trees that end in leaves")
+            if size > NODES_MAX:
+                raise ValueError(f"a tree has {size} nodes; give trees of at most {NODES_MAX}")
+            order = np.concatenate(levels)
+            left = np.arange(size, dtype=np.int64)
+            inner_at = np.flatnonzero(~is_leaf[order])
+            left[inner_at] = 1 + 2 * np.arange(len(inner_at))
+            orders.append(order)
+            lefts.append(left)
+            starts.append(total)
+            depths.append(len(levels) - 1)
+            total += size
+        order = np.concatenate(orders)
+        used = np.where(is_leaf[order], 0, feature[order])
+        width = int(used.max()) + 1
+        if used.min() < 0 or width > FEATURES_MAX:
+            raise ValueError(f"features {used.min()} to {used.max()} are compared; give 0 to {FEATURES_MAX - 1}")
+        keys = np.empty(total, dtype=np.uint32)
+        tree_walk.keys(np.ascontiguousarray(threshold[order], dtype=np.float32).view(np.uint32), keys)
+        keys[is_leaf[order]] = _ABOVE_ALL
+        nodes = keys.astype(np.uint64) << np.uint64(32)
+        nodes |= used.astype(np.uint64) << np.uint64(24)
+        nodes |= np.concatenate(lefts).astype(np.uint64)
+        return cls(
+            nodes,
+            np.ascontiguousarray(value[order], dtype=np.int64),
+            np.array(starts, dtype=np.int64),
+            np.array(depths, dtype=np.int64),
+            width,
+        )
+
+    def sums(self, rows: Floats) -> Ints:
+        """For each row of a float32 matrix (rows, features) the values of its leaves, one a tree, summed.
+
+        NaN is above no threshold. Raises ValueError where rows have fewer features than the trees compare.
+        """
+        if rows.ndim != 2 or rows.shape[1] < self.width:
+            raise ValueError(f"the rows have the shape {rows.shape}; give (rows, at least {self.width} features)")
+        sums = np.zeros(len(rows), dtype=np.int64)
+        bits = np.ascontiguousarray(rows, dtype=np.float32).view(np.uint32)
+        tree_walk.add_values(self.nodes, self.values, self.starts, self.depths, bits, sums)
+        return sums
