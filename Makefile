@@ -13,7 +13,7 @@ help: ## List the targets
 # --- run ---
 
 .PHONY: setup up down status demo
-setup: ## Install what is missing: system packages, .venv, Kafka's jars
+setup: ## Install what is missing: system packages, .venv, compiled loops, Kafka's jars
 	@infra/bootstrap.sh
 
 up: setup ## Start the services and the platform
@@ -103,4 +103,5 @@ lock: setup ## Renew requirements.lock from pyproject.toml
 clean: ## Stop this checkout's instance and delete it with all caches and .venv
 	@[ ! -x $(BIN)/millrace ] || $(BIN)/millrace down --purge
 	rm -rf .venv .millrace .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache htmlcov .coverage*
+	find models streams -name '*.so' -delete; rm -rf build
 	find . -name __pycache__ -prune -exec rm -rf {} +

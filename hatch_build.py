@@ -70,5 +70,4 @@ class CompiledLoops(BuildHookInterface[Any]):
 
 
 if __name__ == "__main__":
-    for built in build():
-        print(built)
+    sys.stdout.writelines(f"{path}\n" for path in build())

@@ -45,10 +45,21 @@ find_postgis() {
     return 1
 }
 
+find_headers() { # Python.h of the Python that .venv is made with, for the compiled loops
+    local python
+    python=$(find_python) || return 1
+    [[ -f $("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h ]]
+}
+
 installed() { PATH=$PATH:/usr/local/sbin:/usr/sbin command -v "$1" >/dev/null; }
 
 missing() {
-    find_python >/dev/null || echo python
+    if find_python >/dev/null; then
+        find_headers || echo headers
+    else
+        echo python
+    fi
+    installed gcc && [[ -e /usr/include/stdio.h ]] || echo compiler
     find_java || echo java
     installed mvn || echo maven
     find_postgis || echo postgis
@@ -69,16 +80,21 @@ packages() { # the Debian packages of what is missing; needs fresh package lists
         case $what in
         python)
             if [[ $(apt-cache policy python3) =~ Candidate:\ 3\.(1[1-9]|[2-9][0-9]) ]]; then
-                printf "%s\n" python3 python3-venv
+                printf "%s\n" python3 python3-venv python3-dev
             else
                 for version in 3.13 3.12 3.11; do
                     if [[ -n $(apt-cache search --names-only "^python$version-venv$") ]]; then
-                        echo "python$version-venv"
+                        printf "%s\n" "python$version-venv" "python$version-dev"
                         break
                     fi
                 done
             fi
             ;;
+        headers)
+            version=$("$(find_python)" -c 'import sys; print("{}.{}".format(*sys.version_info))')
+            echo "python$version-dev"
+            ;;
+        compiler) printf "%s\n" gcc libc6-dev ;;
         java)
             for version in 17 21 25; do
                 if [[ -n $(apt-cache search --names-only "^openjdk-$version-jre-headless$") ]]; then
@@ -187,6 +203,19 @@ environment() {
     cat requirements.lock pyproject.toml | sha256sum >"$stamp"
 }
 
+loops() { # the install compiles them too; this is for when a source has changed since, or a result is gone
+    local stamp=$venv/loops.stamp log=$cache/loops.log source sources lacking=
+    mapfile -t sources < <(find models streams -name '*.pyx' | sort)
+    for source in "${sources[@]}"; do
+        compgen -G "${source%.pyx}.*.so" >/dev/null || lacking=$source
+    done
+    [[ -z $lacking ]] && fresh "$stamp" hatch_build.py requirements.lock "${sources[@]}" && return
+    mkdir -p "$cache"
+    say "compiling ${sources[*]} (log: $log)"
+    "$venv/bin/python" hatch_build.py >"$log" 2>&1 || stop "the loops could not be compiled: $(tail -1 "$log"); see $log"
+    cat hatch_build.py requirements.lock "${sources[@]}" | sha256sum >"$stamp"
+}
+
 broker() {
     local stamp=$cache/kafka-libs/setup.stamp pom=infra/services/pom.xml log=$cache/maven.log
     fresh "$stamp" "$pom" && return
@@ -206,4 +235,5 @@ broker() {
 
 system
 environment
+loops
 broker

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from models.isolation import Floats, Ints, IsolationTrees
+from models.isolation import IsolationTrees
+from models.trees import Floats, Ints
 
 DAY_MS = 86_400_000
 HOUR_MS = 3_600_000

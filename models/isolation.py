@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.trees import Floats, Ints, Trees, not_above
+from models.trees import Floats, Ints, Trees, node_arrays
 
 UNIT = 1 << 16
 
@@ -42,35 +42,18 @@ class IsolationTrees:
     @classmethod
     def of(cls, forest: Any) -> IsolationTrees:
         """From a fitted `sklearn.ensemble.IsolationForest` that gives every tree all features."""
-        features, thresholds, children, paths, roots = [], [], [], [], []
-        offset = depth = 0
-        for estimator in forest.estimators_:
-            tree = estimator.tree_
-            nodes = np.arange(tree.node_count)
-            leaf = tree.children_left < 0
-            roots.append(offset)
-            features.append(np.where(leaf, 0, tree.feature))
-            thresholds.append(not_above(np.where(leaf, np.inf, tree.threshold)))
-            pair = np.stack(
-                [np.where(leaf, nodes, tree.children_left), np.where(leaf, nodes, tree.children_right)],
-                axis=1,
-            )
-            children.append(pair.ravel() + offset)
+        depth = 0
+
+        def paths(tree: Any) -> Ints:
+            nonlocal depth
             level = np.zeros(tree.node_count, dtype=np.int64)
-            for node in nodes[~leaf]:  # a child's number is above its parent's
+            for node in np.flatnonzero(tree.children_left >= 0):  # a child's number is above its parent's
                 level[tree.children_left[node]] = level[tree.children_right[node]] = level[node] + 1
-            length = level + mean_path_length(tree.n_node_samples.astype(np.int64))
-            paths.append(np.where(leaf, np.rint(length * UNIT), 0).astype(np.int64))
             depth = max(depth, int(level.max()))
-            offset += tree.node_count
-        return cls(
-            np.array(roots, dtype=np.int64),
-            np.concatenate(features).astype(np.int64),
-            np.concatenate(thresholds),
-            np.concatenate(children).astype(np.int64),
-            np.concatenate(paths),
-            depth,
-        )
+            length = level + mean_path_length(tree.n_node_samples.astype(np.int64))
+            return np.rint(length * UNIT).astype(np.int64)
+
+        return cls(*node_arrays(forest.estimators_, paths), depth)
 
     def path_sums(self, rows: Floats) -> Ints:
         """Path length summed over the trees, in `UNIT`s, of each row of a matrix (rows, features)."""

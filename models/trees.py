@@ -11,7 +11,9 @@ child, and its key is above all: walking on from it stays there.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,9 +37,35 @@ def not_above(thresholds: npt.NDArray[np.float64]) -> Floats:
     return np.where(above, np.nextafter(rounded, np.float32(-np.inf)), rounded).astype(np.float32)
 
 
+def node_arrays(
+    estimators: Iterable[Any], values: Callable[[Any], Ints]
+) -> tuple[Ints, Ints, Floats, Ints, Ints]:
+    """What `Trees.of` takes, from scikit-learn's fitted trees; `values` gives those of a `tree_`'s nodes."""
+    roots, features, thresholds, children, found = [], [], [], [], []
+    offset = 0
+    for estimator in estimators:
+        tree = estimator.tree_
+        nodes = np.arange(tree.node_count)
+        leaf = tree.children_left < 0
+        roots.append(offset)
+        features.append(np.where(leaf, 0, tree.feature))
+        thresholds.append(not_above(np.where(leaf, np.inf, tree.threshold)))
+        pair = [np.where(leaf, nodes, tree.children_left), np.where(leaf, nodes, tree.children_right)]
+        children.append(np.stack(pair, axis=1).ravel() + offset)
+        found.append(np.where(leaf, values(tree), 0))
+        offset += tree.node_count
+    return (
+        np.array(roots, dtype=np.int64),
+        np.concatenate(features).astype(np.int64),
+        np.concatenate(thresholds),
+        np.concatenate(children).astype(np.int64),
+        np.concatenate(found).astype(np.int64),
+    )
+
+
 @dataclass(slots=True, frozen=True, eq=False)
 class Trees:
-    """Trees ready to be walked. `values`: what each node's leaf adds to the sum; `starts`, `depths`: of each tree.
+    """Trees ready to be walked. `values`: what a leaf adds to the sum; `starts`, `depths`: of each tree.
 
     `width`: how many features a row must have.
     """
@@ -50,8 +78,8 @@ class Trees:
 
     @classmethod
     def of(cls, roots: Ints, feature: Ints, threshold: Floats, child: Ints, value: Ints) -> Trees:
-        """From arrays over all nodes; `roots` are the trees' first nodes. A row goes to `child[2i + 1]` where its
-        `feature[i]` is above `threshold[i]`, else to `child[2i]`; a leaf's are itself.
+        """From arrays over all nodes; `roots` are the trees' first nodes. A row goes to `child[2i + 1]` where
+        its `feature[i]` is above `threshold[i]`, else to `child[2i]`; a leaf's are itself.
 
         Raises ValueError for a node that is its own descendant, and for trees beyond the layout's bounds.
         """
@@ -84,7 +112,9 @@ class Trees:
         used = np.where(is_leaf[order], 0, feature[order])
         width = int(used.max()) + 1
         if used.min() < 0 or width > FEATURES_MAX:
-            raise ValueError(f"features {used.min()} to {used.max()} are compared; give 0 to {FEATURES_MAX - 1}")
+            raise ValueError(
+                f"features {used.min()} to {used.max()} are compared; give 0 to {FEATURES_MAX - 1}"
+            )
         keys = np.empty(total, dtype=np.uint32)
         tree_walk.keys(np.ascontiguousarray(threshold[order], dtype=np.float32).view(np.uint32), keys)
         keys[is_leaf[order]] = _ABOVE_ALL
@@ -105,7 +135,9 @@ class Trees:
         NaN is above no threshold. Raises ValueError where rows have fewer features than the trees compare.
         """
         if rows.ndim != 2 or rows.shape[1] < self.width:
-            raise ValueError(f"the rows have the shape {rows.shape}; give (rows, at least {self.width} features)")
+            raise ValueError(
+                f"the rows have the shape {rows.shape}; give (rows, at least {self.width} features)"
+            )
         sums = np.zeros(len(rows), dtype=np.int64)
         bits = np.ascontiguousarray(rows, dtype=np.float32).view(np.uint32)
         tree_walk.add_values(self.nodes, self.values, self.starts, self.depths, bits, sums)

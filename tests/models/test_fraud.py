@@ -114,7 +114,9 @@ def test_risk_is_calibrated_on_the_training_rows(artifact: Mapping[str, Any]) ->
 def test_few_rows_reach_no_high_risk() -> None:
     """What the training rows are too few to say is not said: 99 rows end at 1 in 100."""
     limits = risk_limits(np.arange(1, 100, dtype=np.int64))
-    model = AnomalyModel(1, IsolationTrees(*[np.zeros(1, np.int64)] * 5, depth=0), limits)  # type: ignore[arg-type]
+    nought = np.zeros(1, np.int64)
+    leaf = IsolationTrees(nought, nought, np.zeros(1, np.float32), np.zeros(2, np.int64), nought, depth=0)
+    model = AnomalyModel(1, leaf, limits)
     assert model.risks([(0,) * len(FEATURES)]) == [0.5]
     assert (np.diff(limits) <= 0).all() and len(limits) == RISK_STEPS
 

@@ -101,7 +101,6 @@ class PlainHistories:
             at_ms - week[-2].at_ms if len(week) > 1 else -1,
             late_ms,
             int(
-                late_ms <= self.bounds.lateness_ms
-                and at_ms - self.bounds.widths_ms[3] >= card.known_from_ms
+                late_ms <= self.bounds.lateness_ms and at_ms - self.bounds.widths_ms[3] >= card.known_from_ms
             ),
         ]

@@ -61,7 +61,9 @@ def run(state: Histories, uses: Sequence[Use], start: int = 0) -> list[tuple[byt
 
 def run_in_batches(state: Histories, uses: Sequence[Use], size: int) -> list[tuple[bytes, list[int]]]:
     return [
-        found for start in range(0, len(uses), size) for found in run(state, uses[start : start + size], start)
+        found
+        for start in range(0, len(uses), size)
+        for found in run(state, uses[start : start + size], start)
     ]
 
 
@@ -123,7 +125,7 @@ bounds = st.builds(
 @given(logs(), bounds | st.just(SMALL))
 @settings(max_examples=500)
 def test_windows_and_answers_are_exact(uses: list[Use], bounds: Bounds) -> None:
-    """Every transaction gets the windows, or the earlier answer, that plain histories give record by record."""
+    """Every transaction gets the windows, or the earlier answer, that plain histories give it."""
     state, plain = Histories(bounds), PlainHistories(bounds)
     assert run(state, uses) == run_plain(plain, uses)
     assert (len(state), state.cards_total) == (len(plain.answers), len(plain.cards))
@@ -169,7 +171,9 @@ def test_a_restored_state_goes_on_the_same(uses: list[Use], bounds: Bounds, data
     assert list(state.snapshot()) == list(unbroken.snapshot())
 
 
-def busy_log(rng: Random, count: int, cards: int, merchants: int, *, disorder_ms: int, step_ms: int) -> list[Use]:
+def busy_log(
+    rng: Random, count: int, cards: int, merchants: int, *, disorder_ms: int, step_ms: int
+) -> list[Use]:
     """A long log of few cards, so that each has hundreds of transactions in its windows."""
     uses: list[Use] = []
     now_ms = 1_700_000_000_000
@@ -221,10 +225,14 @@ def test_a_busy_card_that_falls_quiet_stays_exact() -> None:
         start_ms = 1_700_000_000_000 + burst * 30 * DAY_MS
         for n in range(700):
             at_ms = start_ms + n * 100 + rng.randrange(300)
-            uses.append(Use(at_ms, rng.randrange(1000), start_ms, "c", f"{burst}-{n}", f"m{rng.randrange(400)}"))
+            uses.append(
+                Use(at_ms, rng.randrange(1000), start_ms, "c", f"{burst}-{n}", f"m{rng.randrange(400)}")
+            )
         for n in range(60):
             at_ms = start_ms + (n + 1) * 6 * HOUR_MS
-            uses.append(Use(at_ms, rng.randrange(1000), start_ms, "c", f"{burst}+{n}", f"m{rng.randrange(9)}"))
+            uses.append(
+                Use(at_ms, rng.randrange(1000), start_ms, "c", f"{burst}+{n}", f"m{rng.randrange(9)}")
+            )
     assert run_in_batches(Histories(), uses, 50) == run_plain(PlainHistories(Bounds()), uses)
 
 
@@ -284,13 +292,18 @@ def test_an_id_forgotten_within_its_batch_is_new_again() -> None:
 
 
 def test_a_batch_is_answered_once_before_the_next() -> None:
-    """State cannot be read, nor a batch inserted, between a batch and its answers; wrong answers change nothing."""
+    """Between a batch and its answers state cannot be read, nor a batch inserted; wrong answers change nothing."""
     use = Use(1000, 1, 0, "a", "e0", "m")
     state = Histories()
     with pytest.raises(ValueError, match="there is no batch to answer; insert one before"):
         state.keep([])
     insert(state, [use])
-    for early in (lambda: insert(state, [use]), state.delta, lambda: list(state.snapshot()), lambda: state.load(b"")):
+    for early in (
+        lambda: insert(state, [use]),
+        state.delta,
+        lambda: list(state.snapshot()),
+        lambda: state.load(b""),
+    ):
         with pytest.raises(ValueError, match=r"give them with keep\(\)"):
             early()
     with pytest.raises(ValueError, match="2 answers do not fit a batch of 1 rows"):
