@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -25,39 +26,46 @@ DIRECTIVES = {
 
 def build() -> list[str]:
     """Compile what is out of date; returns the extension modules' paths, relative to the project."""
-    # Needed to build only, so that whoever reads the list of sources does without.
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    results = {source: source.removesuffix(".pyx") + suffix for source in SOURCES}
+    stale = [source for source, result in results.items() if _is_stale(ROOT / source, ROOT / result)]
+    if stale:
+        before = Path.cwd()
+        os.chdir(ROOT)  # setuptools and Cython name modules by paths relative to where they run
+        try:
+            _compile(stale)
+        finally:
+            os.chdir(before)
+    return list(results.values())
+
+
+def _is_stale(source: Path, result: Path) -> bool:
+    newest = max(source.stat().st_mtime, Path(__file__).stat().st_mtime)
+    return not result.exists() or result.stat().st_mtime < newest
+
+
+def _compile(sources: list[str]) -> None:
+    # Needed to compile only: an install that finds everything built does without.
     from Cython.Build import cythonize
     from setuptools import Distribution, Extension
     from setuptools.command.build_ext import build_ext
 
-    before = Path.cwd()
-    os.chdir(ROOT)  # setuptools and Cython name modules by paths relative to where they run
-    try:
-        extensions = [
-            Extension(
-                source.removesuffix(".pyx").replace("/", "."),
-                [source],
-                extra_compile_args=["-O3", "-fwrapv"],
-            )
-            for source in SOURCES
-        ]
-        command = build_ext(
-            Distribution(
-                {
-                    "name": "millrace",
-                    "ext_modules": cythonize(
-                        extensions, build_dir="build/cython", compiler_directives=DIRECTIVES, quiet=True
-                    ),
-                }
-            )
+    extensions = [
+        Extension(
+            source.removesuffix(".pyx").replace("/", "."),
+            [source],
+            extra_compile_args=["-O3", "-g0", "-fwrapv"],
         )
-        command.inplace = True
-        command.build_temp = f"build/{sys.implementation.cache_tag}"
-        command.ensure_finalized()
-        command.run()
-        return [command.get_ext_filename(extension.name) for extension in extensions]
-    finally:
-        os.chdir(before)
+        for source in sources
+    ]
+    modules = cythonize(
+        extensions, build_dir="build/cython", compiler_directives=DIRECTIVES, force=True, quiet=True
+    )
+    command = build_ext(Distribution({"name": "millrace", "ext_modules": modules}))
+    command.inplace = command.force = True
+    command.build_temp = f"build/{sys.implementation.cache_tag}"
+    command.ensure_finalized()
+    command.run()
 
 
 class CompiledLoops(BuildHookInterface[Any]):

@@ -1,7 +1,6 @@
-"""An ensemble of decision trees laid out for the compiled loop (`tree_walk`).
+"""An ensemble of decision trees laid out for the compiled loops (`tree_walk`).
 
-A tree's nodes are 8 bytes each, by level, siblings side by side: the small trees of an isolation forest stay
-in the first-level cache while a block of rows walks them. A node is
+A tree's nodes are 8 bytes each, by level, siblings side by side. A node is
 
     key << 32 | feature << 24 | index of its left child within the tree
 
@@ -27,7 +26,7 @@ FEATURES_MAX = 1 << 8
 NODES_MAX = 1 << 24
 """Of one tree."""
 
-_ABOVE_ALL = 0xFFFF_FFFF
+_ABOVE_ALL = np.iinfo(np.int32).max
 
 
 def not_above(thresholds: npt.NDArray[np.float64]) -> Floats:
@@ -65,15 +64,18 @@ def node_arrays(
 
 @dataclass(slots=True, frozen=True, eq=False)
 class Trees:
-    """Trees ready to be walked. `values`: what a leaf adds to the sum; `starts`, `depths`: of each tree.
+    """Trees ready for the loops.
 
-    `width`: how many features a row must have.
+    `values`: what each of `nodes` adds to the sum if it is the leaf. `choices`: the nodes that are no leaves again,
+    children before parents, as (key, feature, left child, node). `trees`: of each tree the first node, the
+    depth, the first choice, how many, and 1 where it may be evaluated whole. `width`: how many features a row
+    must have.
     """
 
     nodes: npt.NDArray[np.uint64]
     values: Ints
-    starts: Ints
-    depths: Ints
+    choices: npt.NDArray[np.int32]
+    trees: Ints
     width: int
 
     @classmethod
@@ -85,48 +87,40 @@ class Trees:
         """
         pairs = child.reshape(-1, 2)
         is_leaf = pairs[:, 0] == np.arange(len(pairs))
-        orders: list[Ints] = []
-        lefts: list[Ints] = []
-        starts, depths = [], []
-        total = 0
-        for root in roots:
-            levels = [np.array([root], dtype=np.int64)]
-            size = 1
-            while len(inner := levels[-1][~is_leaf[levels[-1]]]):
-                levels.append(pairs[inner].ravel())
-                size += len(levels[-1])
-                if size > len(pairs):
-                    raise ValueError("a node is its own descendant; give trees that end in leaves")
-            if size > NODES_MAX:
-                raise ValueError(f"a tree has {size} nodes; give trees of at most {NODES_MAX}")
-            order = np.concatenate(levels)
-            left = np.arange(size, dtype=np.int64)
-            inner_at = np.flatnonzero(~is_leaf[order])
-            left[inner_at] = 1 + 2 * np.arange(len(inner_at))
-            orders.append(order)
-            lefts.append(left)
-            starts.append(total)
-            depths.append(len(levels) - 1)
-            total += size
-        order = np.concatenate(orders)
-        used = np.where(is_leaf[order], 0, feature[order])
-        width = int(used.max()) + 1
-        if used.min() < 0 or width > FEATURES_MAX:
+        used = np.where(is_leaf, 0, feature)
+        if used.min() < 0 or used.max() >= FEATURES_MAX:
             raise ValueError(
                 f"features {used.min()} to {used.max()} are compared; give 0 to {FEATURES_MAX - 1}"
             )
-        keys = np.empty(total, dtype=np.uint32)
-        tree_walk.keys(np.ascontiguousarray(threshold[order], dtype=np.float32).view(np.uint32), keys)
-        keys[is_leaf[order]] = _ABOVE_ALL
-        nodes = keys.astype(np.uint64) << np.uint64(32)
-        nodes |= used.astype(np.uint64) << np.uint64(24)
-        nodes |= np.concatenate(lefts).astype(np.uint64)
+        keys = np.empty(len(pairs), dtype=np.int32)
+        tree_walk.keys(np.ascontiguousarray(threshold, dtype=np.float32).view(np.uint32), keys)
+        keys[is_leaf] = _ABOVE_ALL
+        orders, lefts, choices, trees = [], [], [], []
+        nodes_total = choices_total = 0
+        for root in roots:
+            order, depth = _by_level(root, pairs, is_leaf)
+            inner = np.flatnonzero(~is_leaf[order])
+            left = np.arange(len(order))
+            left[inner] = 1 + 2 * np.arange(
+                len(inner)
+            )  # each pair of children follows those of the node before
+            choice = np.stack([keys[order[inner]], used[order[inner]], left[inner], inner], axis=1)
+            is_small = len(inner) <= tree_walk.WHOLE_CHOICES and np.abs(value[order]).max() < 1 << 31
+            trees.append((nodes_total, depth, choices_total, len(inner), int(is_small)))
+            orders.append(order)
+            lefts.append(left)
+            choices.append(choice[::-1])
+            nodes_total += len(order)
+            choices_total += len(inner)
+        order = np.concatenate(orders)
+        where = used[order] << 24 | np.concatenate(lefts)
+        choices.append(np.zeros((1, 4), dtype=np.int64))  # the loop points to the next, if there is none too
         return cls(
-            nodes,
+            keys[order].view(np.uint32).astype(np.uint64) << np.uint64(32) | where.astype(np.uint64),
             np.ascontiguousarray(value[order], dtype=np.int64),
-            np.array(starts, dtype=np.int64),
-            np.array(depths, dtype=np.int64),
-            width,
+            np.concatenate(choices).astype(np.int32),
+            np.array(trees, dtype=np.int64),
+            int(used.max()) + 1,
         )
 
     def sums(self, rows: Floats) -> Ints:
@@ -140,5 +134,19 @@ class Trees:
             )
         sums = np.zeros(len(rows), dtype=np.int64)
         bits = np.ascontiguousarray(rows, dtype=np.float32).view(np.uint32)
-        tree_walk.add_values(self.nodes, self.values, self.starts, self.depths, bits, sums)
+        tree_walk.add_values(self.nodes, self.values, self.choices, self.trees, bits, sums)
         return sums
+
+
+def _by_level(root: int, pairs: Ints, is_leaf: npt.NDArray[np.bool_]) -> tuple[Ints, int]:
+    """A tree's nodes by level, from left to right, and its depth."""
+    levels = [np.array([root], dtype=np.int64)]
+    size = 1
+    while len(inner := levels[-1][~is_leaf[levels[-1]]]):
+        levels.append(pairs[inner].ravel())
+        size += len(levels[-1])
+        if size > len(pairs):
+            raise ValueError("a node is its own descendant; give trees that end in leaves")
+    if size > NODES_MAX:
+        raise ValueError(f"a tree has {size} nodes; give trees of at most {NODES_MAX}")
+    return np.concatenate(levels), len(levels) - 1

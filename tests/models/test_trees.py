@@ -12,22 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.ensemble import IsolationForest, RandomForestClassifier
 
+from models import tree_walk
 from models.forest import ForestTrees
 from models.isolation import UNIT, IsolationTrees
 from models.trees import Floats, Ints, Trees
+from tests.models.plain_trees import plain_sums
 
 FEATURES = 13
-
-
-def plain_sums(roots: Ints, feature: Ints, threshold: Floats, child: Ints, value: Ints, rows: Floats) -> Ints:
-    """The walk in NumPy: every row goes down every tree until all stand on leaves."""
-    node = np.repeat(roots[np.newaxis, :], len(rows), axis=0)
-    while True:
-        right = np.take_along_axis(rows, feature[node], axis=1) > threshold[node]
-        after = child[2 * node + right]
-        if (after == node).all():
-            return np.asarray(value[node].sum(axis=1), dtype=np.int64)
-        node = after
 
 
 def plain_path_sums(trees: IsolationTrees, rows: Floats) -> Ints:
@@ -93,8 +84,8 @@ def test_any_trees_are_walked(data: st.DataObject) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     parts, roots, offset = [], [], 0
     for _ in range(data.draw(st.integers(1, 5))):
-        nodes = 1 + 2 * data.draw(st.sampled_from([0, 1, 2, 10, 60, 300]))
-        child = np.repeat(np.arange(nodes), 2)
+        nodes = 1 + 2 * data.draw(st.sampled_from([0, 1, 2, 10, 47, 48, 49, 300]))
+        child = np.repeat(np.arange(nodes, dtype=np.int64), 2)
         leaves = [0]
         chain = data.draw(st.booleans())  # as deep as it can be, or as it comes
         for first in range(1, nodes, 2):
@@ -105,15 +96,31 @@ def test_any_trees_are_walked(data: st.DataObject) -> None:
         roots.append(offset)
         offset += nodes
     width = data.draw(st.sampled_from([1, 3, 256]))
+    least = 2 ** data.draw(st.sampled_from([20, 31, 34, 60]))
     arrays = (
         np.array(roots, dtype=np.int64),
         rng.integers(0, width, offset),
         rng.integers(-9, 9, offset).astype(np.float32),
         np.concatenate(parts).astype(np.int64),
-        rng.integers(-(2**60), 2**60, offset) // len(roots),
+        rng.integers(-least, least, offset) // len(roots),
     )
-    rows = rng.integers(-10, 10, (data.draw(st.sampled_from([1, 7, 8, 300])), width)).astype(np.float32)
+    rows = rng.integers(-10, 10, (data.draw(st.sampled_from([1, 7, 8, 9, 33, 300])), width)).astype(
+        np.float32
+    )
     assert (Trees.of(*arrays).sums(rows) == plain_sums(*arrays, rows)).all()
+
+
+@pytest.mark.parametrize("bytes_most", [16, 32, 64])
+def test_every_vector_unit_gives_the_same(bytes_most: int) -> None:
+    """A sum does not depend on the processor: every kind of vector unit that this one has gives the same."""
+    assert isolation()._trees.trees[:, 4].sum() > 50, "most of these trees are evaluated whole"
+    rows = training()[:333]
+    expected = plain_path_sums(isolation(), rows)
+    tree_walk.use_vectors(bytes_most)
+    try:
+        assert (isolation().path_sums(rows) == expected).all()
+    finally:
+        tree_walk.use_vectors(64)
 
 
 def test_a_sum_depends_on_its_row_alone() -> None:

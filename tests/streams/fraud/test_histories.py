@@ -292,7 +292,7 @@ def test_an_id_forgotten_within_its_batch_is_new_again() -> None:
 
 
 def test_a_batch_is_answered_once_before_the_next() -> None:
-    """Between a batch and its answers state cannot be read, nor a batch inserted; wrong answers change nothing."""
+    """Between a batch and its answers the state is neither read nor written; wrong answers change nothing."""
     use = Use(1000, 1, 0, "a", "e0", "m")
     state = Histories()
     with pytest.raises(ValueError, match="there is no batch to answer; insert one before"):
