@@ -291,6 +291,19 @@ def test_an_id_forgotten_within_its_batch_is_new_again() -> None:
     assert insert(state, uses[:1]).known == {0: b"2"}
 
 
+@pytest.mark.parametrize(("behind_ms", "is_remembered"), [(20, True), (21, False)])
+def test_what_lies_behind_the_horizon_leaves_no_trace(behind_ms: int, is_remembered: bool) -> None:
+    """A transaction at the card's watermark is answered alone and not remembered; a millisecond later it is."""
+    state = Histories(SMALL)
+    run(state, [Use(1000, 1, 0, "a", "e0", "m")])
+    state.delta()
+    before = list(state.snapshot())
+    late = Use(1000 - behind_ms, 7, 99, "a", "e1", "n")
+    assert run(state, [late])[0][1] == [1, 7, 1, 7, 1, 7, 7, 1, 1, 7, 7, -1, behind_ms, 0]
+    assert (len(state), state.merchants_total) == ((2, 2) if is_remembered else (1, 1))
+    assert (state.delta() is not None) == is_remembered == (list(state.snapshot()) != before)
+
+
 def test_a_batch_is_answered_once_before_the_next() -> None:
     """Between a batch and its answers the state is neither read nor written; wrong answers change nothing."""
     use = Use(1000, 1, 0, "a", "e0", "m")
