@@ -1,12 +1,12 @@
 """The loops of `models.trees`. See there for what the arrays hold.
 
-Every comparison is one of integers: a float32 is mapped to an int32 that is ordered alike. The only arithmetic
-is a sum of int64. So a result depends on its row alone: not on batch, order, processor or machine.
+Every comparison is one of integers: a float32 is mapped to an int32 that is ordered alike. The only
+arithmetic is a sum of integers. So a result depends on its row alone: not on batch, order or processor.
 
-Rows come in tiles of 32, feature by feature. A small tree is evaluated whole: all its choices for all rows of a
-tile, children first, with no branch and no address that depends on a row, which is what vector units are made
-for; there is a copy for each kind of them. A larger tree, or one for a few rows, is walked from its root, eight
-rows at a time, so that one waits for memory while the others compute.
+Rows come in tiles of 32, feature by feature. A small tree is evaluated whole: all its choices for all rows of
+a tile, children first, with no branch and no address that depends on a row, which is what vector units are
+made for; there is a copy for each kind of them. A larger tree, or one for a few rows, is walked from its
+root, eight rows at a time, so that one waits for memory while the others compute.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
@@ -26,7 +26,7 @@ cdef extern from *:
         typedef struct { NAME##_vector part[4 * TILE / BYTES]; } NAME##_rows;                               \
         TARGET static void NAME(                                                                            \
             const int64_t *values, const int32_t *choices, int64_t choices_total,                           \
-            const int32_t *tiles, int64_t width, int64_t tiles_total, int64_t *sums)                        \
+            const int32_t *tiles, int64_t width, int64_t tiles_total, int32_t *sums)                        \
         {                                                                                                   \
             NAME##_rows found[2 * WHOLE_CHOICES + 1];                                                       \
             const NAME##_vector nought = {0};                                                               \
@@ -44,13 +44,13 @@ cdef extern from *:
                         out->part[part] = (above & left[1].part[part]) | (~above & left[0].part[part]);     \
                     }                                                                                       \
                 }                                                                                           \
-                for (int lane = 0; lane < TILE; lane++)                                                     \
-                    sums[t * TILE + lane] += ((const int32_t *)found)[lane];                                \
+                for (int part = 0; part < 4 * TILE / BYTES; part++)                                         \
+                    ((NAME##_rows *)sums)[t].part[part] += found[0].part[part];                             \
             }                                                                                               \
         }
 
     typedef void evaluate(
-        const int64_t *, const int32_t *, int64_t, const int32_t *, int64_t, int64_t, int64_t *);
+        const int64_t *, const int32_t *, int64_t, const int32_t *, int64_t, int64_t, int32_t *);
     EVALUATE_WHOLE(with_any, , 16)
     #if defined(__x86_64__) && defined(__GNUC__)
     EVALUATE_WHOLE(with_avx2, __attribute__((target("avx2"))), 32)
@@ -71,7 +71,7 @@ cdef extern from *:
         WHOLE_CHOICES_MAX "WHOLE_CHOICES"
     ctypedef void evaluate(
         const int64_t* values, const int32_t* choices, int64_t choices_total,
-        const int32_t* tiles, int64_t width, int64_t tiles_total, int64_t* sums,
+        const int32_t* tiles, int64_t width, int64_t tiles_total, int32_t* sums,
     ) noexcept nogil
     evaluate* best(int64_t bytes_most)
 
@@ -81,7 +81,7 @@ cdef extern from "stdlib.h" nogil:
 cdef enum:
     LANES = 8
     STEPS = 4   # between two looks at whether all rows stand on leaves
-    TILES = 8   # of a block: their keys and a tree stay in the first-level cache together
+    TILES = 16  # of a block: their keys and a tree stay in the first-level cache together
     LEFT_BITS = 24
     LEFT = (1 << 24) - 1
 
@@ -174,15 +174,17 @@ def add_values(
     cdef const int64_t* value
     cdef int32_t* tiles
     cdef int32_t* tile
-    cdef int64_t[8 * 32] found
+    cdef int64_t[16 * 32] walked
+    cdef int32_t* whole
     if sums.shape[0] != count:
         raise ValueError(f"{count} rows do not fit into {sums.shape[0]} sums")
     if count == 0 or width == 0:
         return
     with nogil:
-        tiles = <int32_t*> aligned_alloc(TILE * sizeof(int32_t), TILES * TILE * width * sizeof(int32_t))
+        tiles = <int32_t*> aligned_alloc(TILE * sizeof(int32_t), TILES * TILE * (width + 1) * sizeof(int32_t))
         if tiles == NULL:
             raise MemoryError
+        whole = tiles + TILES * TILE * width  # sums over the trees that are evaluated whole
         while start < count:
             size = count - start
             if size > TILES * TILE:
@@ -193,23 +195,24 @@ def add_values(
                 tile = tiles + row // TILE * TILE * width + row % TILE
                 for feature in range(width):
                     tile[feature * TILE] = _key(rows[start + row, feature])
-            memset(found, 0, sizeof(found))
+            memset(walked, 0, sizeof(walked))
+            memset(whole, 0, TILES * TILE * sizeof(int32_t))
             for n in range(trees.shape[0]):
                 tree = &nodes[trees[n, 0]]
                 value = &values[trees[n, 0]]
                 if trees[n, 4] and size > LANES:
                     evaluate_whole(
                         value, &choices[trees[n, 2], 0], trees[n, 3],
-                        tiles, width, (size + TILE - 1) // TILE, found,
+                        tiles, width, (size + TILE - 1) // TILE, whole,
                     )
                 else:
                     row = 0
                     while row < size:
                         lanes = <int> (size - row) if size - row < LANES else LANES
                         tile = tiles + row // TILE * TILE * width + row % TILE
-                        _walk(tree, value, trees[n, 1], tile, lanes, &found[row])
+                        _walk(tree, value, trees[n, 1], tile, lanes, &walked[row])
                         row += LANES
             for row in range(size):
-                sums[start + row] += found[row]
+                sums[start + row] += walked[row] + whole[row]
             start += size
         free(tiles)

@@ -66,10 +66,10 @@ def node_arrays(
 class Trees:
     """Trees ready for the loops.
 
-    `values`: what each of `nodes` adds to the sum if it is the leaf. `choices`: the nodes that are no leaves again,
-    children before parents, as (key, feature, left child, node). `trees`: of each tree the first node, the
-    depth, the first choice, how many, and 1 where it may be evaluated whole. `width`: how many features a row
-    must have.
+    `values`: what each of `nodes` adds to the sum if it is the leaf. `choices`: the nodes that are no leaves
+    again, children before parents, as (key, feature, left child, node). `trees`: of each tree the first node,
+    the depth, the first choice, how many, and 1 where it may be evaluated whole. `width`: how many features a
+    row must have.
     """
 
     nodes: npt.NDArray[np.uint64]
@@ -105,7 +105,11 @@ class Trees:
                 len(inner)
             )  # each pair of children follows those of the node before
             choice = np.stack([keys[order[inner]], used[order[inner]], left[inner], inner], axis=1)
-            is_small = len(inner) <= tree_walk.WHOLE_CHOICES and np.abs(value[order]).max() < 1 << 31
+            # What trees evaluated whole add up to is an int32.
+            is_small = (
+                len(inner) <= tree_walk.WHOLE_CHOICES
+                and int(np.abs(value[order]).max()) * len(roots) < 1 << 31
+            )
             trees.append((nodes_total, depth, choices_total, len(inner), int(is_small)))
             orders.append(order)
             lefts.append(left)

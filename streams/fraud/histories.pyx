@@ -1,13 +1,13 @@
-"""The compiled form of `streams.fraud.history`: the same bounds and windows, for a batch at a time.
+"""The compiled form of `streams.fraud.history`: the same bounds, and more windows, for a batch at a time.
 
-Cards, their transactions and the remembered ids live in C arrays and two dicts. A card's transactions lie in one
-array in order of event time, ties in the order of the log; entries before `start` are forgotten. Amounts are
-running totals modulo 2^64, so that a window's sum is one subtraction. Cards are linked in the order of their last
-record. What would cost O(window) per record for a card with many records is kept ready:
+Cards, their transactions and the remembered ids live in C arrays and two dicts. A card's transactions lie in
+one array in order of event time, ties in the order of the log; entries before `start` are forgotten. Amounts
+are running totals modulo 2^64, so that a window's sum is one subtraction. Cards are linked in the order of
+their last record. What would cost O(window) per record for a card with many records is kept ready:
 
 - the largest amount of each block of entries, for maxima;
-- from `TALLIED` entries in the window on, how often each merchant occurs between two positions. A query moves the
-  positions to where it needs them, which in order of event time costs as many steps as records came and went.
+- from `TALLIED` entries in the window on, how often each merchant occurs between two positions. A query moves
+  the positions to where it needs them: in order of event time as many steps as records came and went.
 """
 
 from cpython.bytes cimport PyBytes_CheckExact, PyBytes_FromStringAndSize
@@ -17,6 +17,9 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memmove, memset
+
+cdef extern from "Python.h":
+    PyObject* PyDict_SetDefault(object table, object key, object value) except NULL
 
 from typing import NamedTuple
 
@@ -102,7 +105,7 @@ cdef struct Tally:
 
 cdef struct Card:
     Entry* entries
-    int64_t* blocks    # largest amount of entries [64 n, 64 n + 64), from the first whole allocation of them on
+    int64_t* blocks    # largest amounts of the entries [64 n, 64 n + 64); NULL for a card of few
     Tally* tally
     PyObject* key      # owned; NULL: the slot is free
     uint64_t base      # total of what lay before entries[0]
@@ -298,7 +301,9 @@ cdef int _resize(Card* card, int32_t room) except -1:
     return 0
 
 
-cdef int _put(Card* card, int32_t place, int64_t at_ms, int64_t amount, str event_id, int32_t merchant) except -1:
+cdef int _put(
+    Card* card, int32_t place, int64_t at_ms, int64_t amount, str event_id, int32_t merchant
+) except -1:
     """Put an entry at `place`, before what is there."""
     cdef int32_t i
     cdef Entry* entries
@@ -364,9 +369,9 @@ cdef void _free(Card* card) noexcept:
 cdef class Histories:
     """The cards of one partition and the answer to every transaction that is still remembered.
 
-    A `streams.decide.State`. For each batch `insert`, then `keep` with the answers: the encoded results, which are
-    what a duplicate is answered with. Cards and ids are given scoped by their tenant. Whatever the cuts into
-    batches, a log gives the same windows and the same state.
+    A `streams.decide.State`. For each batch `insert`, then `keep` with the answers: the encoded results, with
+    which duplicates are answered. Cards and ids are given scoped by their tenant. Whatever the cuts
+    into batches, a log gives the same windows and the same state.
     """
 
     cdef int64_t _widths[4]
@@ -388,6 +393,7 @@ cdef class Histories:
     cdef dict _answers
     cdef int64_t _swept_through_ms, _newest_append_ms
     cdef tuple _batch
+    cdef bint _has_lost_row  # a row of the batch was forgotten before it had its answer
     cdef list _applied
 
     def __cinit__(self):
@@ -401,7 +407,7 @@ cdef class Histories:
         bounds = Bounds() if bounds is None else bounds
         widths = tuple(bounds.widths_ms)
         if len(widths) != 4 or not 0 < widths[0] <= widths[1] <= widths[2] <= widths[3]:
-            raise ValueError(f"the windows are {widths} ms wide; give four widths above 0, the narrowest first")
+            raise ValueError(f"the windows are {widths} ms wide; give four above 0, the narrowest first")
         if bounds.lateness_ms < 0 or bounds.idle_ms <= 0 or not 0 < bounds.cards_max < 2**31:
             raise ValueError(f"{bounds} bounds nothing; give a lateness from 0, idleness and cards above 0")
         for n in range(4):
@@ -444,14 +450,16 @@ cdef class Histories:
 
     # The batch
 
-    def insert(self, at_ms, amount_minor, append_ms, list cards not None, list ids not None, list merchants not None):
-        """Put a batch's transactions in their places, in the order of the log, and give their windows: `Inserted`.
+    def insert(
+        self, at_ms, amount_minor, append_ms, list cards not None, list ids not None, list merchants not None
+    ):
+        """Put a batch's transactions in their places, in the order of the log; returns `Inserted`.
 
-        Columns of one length: event time, amount and append time as contiguous int64; cards, ids (scoped by
-        tenant) and merchants as str, None where the merchant is unknown. Every one is a valid transaction.
-        An id that is remembered changes nothing: whether it is the same transaction is for the caller to see.
-        Raises ValueError for columns of unlike lengths or another type, and while the batch before lacks its answers;
-        TypeError for what is no str. The state has not changed then.
+        Columns of one length: event time, amount and append time as contiguous int64 (ms, minor units, ms);
+        cards, ids (scoped by tenant) and merchants as str, None where the merchant is unknown. Every one is a
+        valid transaction. An id that is remembered changes nothing: whether it is the same transaction is for
+        the caller to see. Raises ValueError for columns of unlike lengths or another type, and while the
+        batch before lacks its answers; TypeError for what is no str. The state has not changed then.
         """
         cdef const int64_t[::1] ats = at_ms
         cdef const int64_t[::1] amounts = amount_minor
@@ -461,8 +469,8 @@ cdef class Histories:
             raise ValueError("the batch before has no answers yet; give them with keep()")
         if not ats.shape[0] == amounts.shape[0] == appends.shape[0] == len(cards) == len(merchants) == count:
             raise ValueError(
-                f"the columns have {ats.shape[0]}, {amounts.shape[0]}, {appends.shape[0]}, {len(cards)}, {count} and"
-                f" {len(merchants)} rows; give columns of one length"
+                f"the columns have {ats.shape[0]}, {amounts.shape[0]}, {appends.shape[0]}, {len(cards)},"
+                f" {count} and {len(merchants)} rows; give columns of one length"
             )
         for i in range(count):
             if type(cards[i]) is not str or type(ids[i]) is not str or not (
@@ -480,13 +488,19 @@ cdef class Histories:
         cdef unsigned char[::1] is_remembered = remembered
         cdef dict known = {}
         cdef PyObject* before
+        cdef object row
+        self._has_lost_row = False
         for i in range(count):
-            before = PyDict_GetItemWithError(self._answers, ids[i])
-            if before == NULL:
+            row = i
+            before = PyDict_SetDefault(self._answers, ids[i], row)
+            if before == <PyObject*> row:
                 first[i] = i
                 is_remembered[i] = self._insert(
-                    ats[i], amounts[i], appends[i], <str> cards[i], <str> ids[i], merchants[i], i, &windows[i, 0]
+                    ats[i], amounts[i], appends[i], <str> cards[i], <str> ids[i], merchants[i],
+                    &windows[i, 0],
                 )
+                if not is_remembered[i]:
+                    del self._answers[ids[i]]
             elif PyBytes_CheckExact(<object> before):
                 known[i] = <object> before
                 first[i] = NONE
@@ -500,10 +514,10 @@ cdef class Histories:
         return Inserted(found, firsts, known)
 
     def keep(self, list answers not None):
-        """Remember the answers to the batch: for each row the bytes that were sent; those of duplicates are ignored.
+        """Remember the answers to the batch: for each row the bytes that were sent, of a duplicate anything.
 
-        Raises ValueError where they are not as many as the rows, or there is no batch; TypeError where the answer
-        to a new transaction is no bytes. The batch can then be answered again.
+        Raises ValueError where they are not as many as the rows, or there is no batch; TypeError where the
+        answer to a new transaction is no bytes. The batch can then be answered again.
         """
         if self._batch is None:
             raise ValueError("there is no batch to answer; insert one before")
@@ -511,7 +525,7 @@ cdef class Histories:
         cdef const unsigned char[::1] is_remembered = remembered
         cdef Py_ssize_t i, count = is_remembered.shape[0], kept = 0
         if len(answers) != count:
-            raise ValueError(f"{len(answers)} answers do not fit a batch of {count} rows; give one for each row")
+            raise ValueError(f"{len(answers)} answers do not fit a batch of {count} rows; give one a row")
         for i in range(count):
             if is_remembered[i]:
                 kept += 1
@@ -522,11 +536,14 @@ cdef class Histories:
         if kept:
             ids = columns[4]
             for i in range(count):
-                if is_remembered[i]:
-                    pending = PyDict_GetItemWithError(self._answers, ids[i])
+                if not is_remembered[i]:
+                    continue
+                if self._has_lost_row:
                     # A later row may have pushed it beyond the horizon, and after that brought its id again.
-                    if pending != NULL and not PyBytes_CheckExact(<object> pending) and <object> pending == i:
-                        self._answers[ids[i]] = answers[i]
+                    pending = PyDict_GetItemWithError(self._answers, ids[i])
+                    if pending == NULL or PyBytes_CheckExact(<object> pending) or <object> pending != i:
+                        continue
+                self._answers[ids[i]] = answers[i]
             if kept < count:
                 rows = np.flatnonzero(remembered)
                 picked = rows.tolist()
@@ -624,7 +641,8 @@ cdef class Histories:
         return number
 
     cdef bint _insert(
-        self, int64_t at_ms, int64_t amount, int64_t append_ms, str key, str event_id, merchant, answer, int64_t* out
+        self, int64_t at_ms, int64_t amount, int64_t append_ms, str key, str event_id, merchant,
+        int64_t* out,
     ) except -1:
         """Put a new transaction in its place, write its windows to `out` and forget what it makes old.
 
@@ -634,6 +652,7 @@ cdef class Histories:
         cdef int32_t place
         cdef Card* card
         cdef int64_t newest_ms
+        cdef bint is_idle
         if slot == NONE:
             slot = self._new_card(key, self._swept_through_ms)
             card = &self._cards[slot]
@@ -652,7 +671,6 @@ cdef class Histories:
             self._newest_append_ms = append_ms
         card.last_append_ms = self._newest_append_ms
         _put(card, place, at_ms, amount, event_id, self._merchant(merchant))
-        self._answers[event_id] = answer
         self._windows(card, place, out)
         self._forget(card, _after(
             card.entries, card.entries[card.end - 1].at_ms - self._horizon_ms, card.start, card.end
@@ -660,7 +678,8 @@ cdef class Histories:
         _compact(card)
         while True:
             card = &self._cards[self._oldest]
-            if card.last_append_ms > self._newest_append_ms - self._idle_ms and len(self._slots) <= self._cards_max:
+            is_idle = card.last_append_ms <= self._newest_append_ms - self._idle_ms
+            if not is_idle and len(self._slots) <= self._cards_max:
                 return True
             self._evict(self._oldest)
 
@@ -730,7 +749,8 @@ cdef class Histories:
             merchant = card.entries[card.start].merchant
             card.start += 1
             Py_DECREF(event_id)
-            del self._answers[event_id]
+            if not PyBytes_CheckExact(self._answers.pop(event_id)):
+                self._has_lost_row = True
             if merchant != NONE:
                 self._merchant_uses[merchant] -= 1
                 if self._merchant_uses[merchant] == 0:
@@ -756,8 +776,8 @@ cdef class Histories:
         """What was inserted and answered since the last call, or None; see `streams.decide.State`.
 
         MessagePack: for each batch columns of what is remembered of it (event time, amount, append time as
-        little-endian int64; cards, ids, merchants, answers). Loading it inserts the same again, so what was forgotten
-        needs no record of its own. Raises ValueError while a batch lacks its answers.
+        little-endian int64; cards, ids, merchants, answers). Loading it inserts the same again, so what was
+        forgotten needs no record of its own. Raises ValueError while a batch lacks its answers.
         """
         self._require_answered()
         if not self._applied:
@@ -809,17 +829,21 @@ cdef class Histories:
                 amounts = np.frombuffer(amount_bytes, dtype="<i8")
                 appends = np.frombuffer(append_bytes, dtype="<i8")
                 for i in range(len(ids)):
-                    if ids[i] in self._answers or not self._insert(
-                        ats[i], amounts[i], appends[i], cards[i], ids[i], merchants[i], answers[i], windows
+                    is_new = ids[i] not in self._answers
+                    self._answers[ids[i]] = answers[i]
+                    if not is_new or not self._insert(
+                        ats[i], amounts[i], appends[i], cards[i], ids[i], merchants[i], windows
                     ):
                         raise ValueError(
-                            f"the delta's transaction {ids[i]!r} cannot be new here: chunks are missing or in another"
-                            " order; restore the processor's chunks from a copy, or delete them and replay"
+                            f"the delta's transaction {ids[i]!r} cannot be new here: chunks are missing or in"
+                            " another order; restore them from a copy, or delete them and replay"
                         )
             return
         self._swept_through_ms = content["swept_through_ms"]
         self._newest_append_ms = content["newest_append_ms"]
-        for key, known_from_ms, last_append_ms, at_bytes, amount_bytes, ids, merchants, answers in content["cards"]:
+        for (
+            key, known_from_ms, last_append_ms, at_bytes, amount_bytes, ids, merchants, answers
+        ) in content["cards"]:
             slot = self._card(key)
             if slot == NONE:
                 slot = self._new_card(key, known_from_ms)
@@ -839,7 +863,7 @@ cdef class Histories:
         return 0
 
     cdef tuple _part(self, int32_t slot, int32_t first, object room):
-        """Entries of a card from `first` on until they fill `room` bytes, as stored; where they end; their size."""
+        """A card's entries from `first` on, as stored, as many as fill `room` bytes; their end and size."""
         cdef Card* card = &self._cards[slot]
         cdef list ids = [], merchants = [], answers = []
         cdef int32_t i = first, merchant

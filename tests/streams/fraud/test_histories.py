@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.declare import DAY_MS
+from schemas.fraud import CARD_DECISIONS
 from streams.decide import State
 from streams.fraud import histories
 from streams.fraud.histories import WINDOWS, Bounds, Histories, Inserted
@@ -262,6 +263,19 @@ def test_an_id_forgotten_within_its_batch_is_new_again() -> None:
     assert inserted.first.tolist() == [0, 1, 2, 2]
     state.keep([b"0", b"1", b"2", None])
     assert insert(state, uses[:1]).known == {0: b"2"}
+
+
+@pytest.mark.parametrize(("behind_ms", "is_remembered"), [(20, True), (21, False)])
+def test_what_lies_behind_the_horizon_leaves_no_trace(behind_ms: int, is_remembered: bool) -> None:
+    """A transaction at the card's watermark is answered alone and not remembered; a millisecond later it is."""
+    state = Histories(SMALL)
+    run(state, [Use(1000, 1, 0, "a", "e0", "m")])
+    state.delta()
+    before = list(state.snapshot())
+    late = Use(1000 - behind_ms, 7, 99, "a", "e1", "n")
+    assert run(state, [late])[0][1] == [1, 7, 1, 7, 1, 7, 7, 1, 1, 7, 7, -1, behind_ms, 0]
+    assert (len(state), state.merchants_total) == ((2, 2) if is_remembered else (1, 1))
+    assert (state.delta() is not None) == is_remembered == (list(state.snapshot()) != before)
 
 
 def test_a_batch_is_answered_once_before_the_next() -> None:
