@@ -42,7 +42,11 @@ class Activations:
 
 
 def publish(connection: Connection, pipeline: str, kind: str, body: Any, author: str | None = None) -> int:
-    """Publish the next version of a kind; returns its number. Owners apply it from their next batch on."""
+    """Publish the next version of a kind; returns its number.
+
+    Owners apply it from their next batch on; one that has taken over from another, only from where the log
+    ended then, as what came before may have been answered.
+    """
     with connection.transaction():
         connection.execute("LOCK TABLE versions IN SHARE ROW EXCLUSIVE MODE")
         row = connection.execute(
@@ -107,6 +111,9 @@ def activate(
         checkpoints.lock(cursor, {at: epoch})
         cursor.executemany(
             "INSERT INTO version_activations (consumer, topic, partition, kind, from_offset, version)"
-            " VALUES (%s, %s, %s, %s, %s, %s)",
+            " VALUES (%s, %s, %s, %s, %s, %s)"
+            # Written down already by a COMMIT whose answer was lost: nothing was decided by it yet.
+            " ON CONFLICT (consumer, topic, partition, kind, from_offset)"
+            " DO UPDATE SET version = excluded.version",
             [(checkpoints.consumer, at.topic, at.partition, k, from_offset, v) for k, v in new.items()],
         )

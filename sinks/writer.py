@@ -425,10 +425,10 @@ class Writer:
                     n += 1
         except psycopg.errors.UniqueViolation:
             raise
-        except psycopg.OperationalError:
-            raise
         except psycopg.Error as error:
-            if error.sqlstate is None:  # psycopg itself cannot write the value, as text with a NUL
+            # By SQLSTATE, never by psycopg's class: an oversized key is an OperationalError to it.
+            if error.sqlstate is None and not isinstance(error, psycopg.OperationalError):
+                # psycopg itself cannot write the value, as text with a NUL
                 raise _Refused(str(error), None, n) from error
             if classify(error) is not Failure.INVALID:
                 raise

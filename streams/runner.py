@@ -80,6 +80,8 @@ class _Owned:
     applied: int
     """Position that the state stands at."""
     activations: dict[str, versions.Activations]
+    unanswered_from: int
+    """Whoever had the partition before can have answered no record from here on."""
     unsaved: list[bytes] = field(default_factory=list)
     """Deltas of the state that no acknowledged commit holds."""
     attempted: tuple[int, int] | None = None
@@ -150,6 +152,7 @@ class Runner:
                     committed=claim.next_offset,
                     applied=claim.next_offset,
                     activations=versions.read_activations(connection, self.processor.name, at, kinds),
+                    unanswered_from=claim.next_offset if claim.epoch == 1 else logs[at].end,
                     snapshot_bytes=size,
                 )
                 self.progress.taken(at, claim.next_offset)
@@ -386,7 +389,7 @@ class Runner:
         if not kinds:
             return [({}, records, ticks)]
         first, last = min(places), max(places)
-        self._apply_newer(at, owned, first)
+        self._apply_newer(at, owned, first, last)
         borders = sorted({b for a in owned.activations.values() for b in a.boundaries(first, last)})
         segments = []
         start = 0
@@ -401,8 +404,14 @@ class Runner:
             start, first = end, border
         return segments
 
-    def _apply_newer(self, at: TopicPartition, owned: _Owned, offset: int) -> None:
+    def _apply_newer(self, at: TopicPartition, owned: _Owned, first: int, last: int) -> None:
+        """Let newer versions begin with these records, or with the first of them that they may begin with."""
         kinds = self.logic.version_kinds
+        # A predecessor that died may have sent answers beyond its last checkpoint. They stand, so the same
+        # records must be answered by the same versions again, however new the newest are by now.
+        begin = max(first, owned.unanswered_from)
+        if begin > last:
+            return
         now = time.monotonic()
         if not self._latest or now - self._latest_at > VERSIONS_SECONDS:
             with self._database() as connection:
@@ -413,23 +422,23 @@ class Runner:
             activations = owned.activations[kind]
             # What was written down for later offsets (before a crash) is history already: follow it.
             newest = activations.versions[-1] if activations.versions else versions.NONE_PUBLISHED
-            if version > newest and (not activations.offsets or activations.offsets[-1] < offset):
+            if version > newest and (not activations.offsets or activations.offsets[-1] < first):
                 new[kind] = version
         if not new:
             return
         for kind, version in new.items():
             self._load(kind, version)  # a version that cannot be loaded must not be written down
         with self._database() as connection:
-            versions.activate(connection, self.checkpoints, at, owned.epoch, offset, new)
+            versions.activate(connection, self.checkpoints, at, owned.epoch, begin, new)
         for kind, version in new.items():
-            owned.activations[kind].add(offset, version)
+            owned.activations[kind].add(begin, version)
         log.info(
             "versions apply",
             extra={
                 "consumer": self.processor.name,
                 "topic": at.topic,
                 "partition": at.partition,
-                "offset": offset,
+                "offset": begin,
                 "versions": new,
             },
         )

@@ -6,6 +6,7 @@ A fault test that cannot fail proves nothing. The table that this prints is the 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,14 +24,26 @@ SECONDS = 240
 
 @dataclass(frozen=True)
 class Mutant:
-    """`old` in `file` becomes `new`; the pytest id `test` must then fail."""
+    """`old` in `file` becomes `new`; the pytest id `test` must then fail.
+
+    `also` has more of (file, old, new), where two safeguards stand in for each other.
+    """
 
     safeguard: str
     file: str
     old: str
     new: str
     test: str
+    also: tuple[tuple[str, str, str], ...] = ()
 
+    @property
+    def edits(self) -> tuple[tuple[str, str, str], ...]:
+        return (self.file, self.old, self.new), *self.also
+
+
+SINK_MACHINE = "tests/simulation/test_sink.py::test_the_sink_does_what_the_model_does"
+STATE_MACHINE = "tests/simulation/test_state.py::test_the_state_is_what_a_fold_gives"
+CONTRACTS = "tests/contracts/test_pipelines.py"
 
 MUTANTS = (
     Mutant(
@@ -87,7 +100,7 @@ MUTANTS = (
         "sinks/writer.py",
         "(i.message.offset() or 0) >= current[i.at]]",
         "True]",
-        "tests/faults/test_services.py::test_the_answer_to_a_commit_is_lost",
+        SINK_MACHINE,
     ),
     Mutant(
         "dead letter before the position moves",
@@ -113,7 +126,7 @@ MUTANTS = (
     Mutant(
         "version written down before it is used",
         "streams/runner.py",
-        "            versions.activate(connection, self.checkpoints, at, owned.epoch, offset, new)",
+        "            versions.activate(connection, self.checkpoints, at, owned.epoch, begin, new)",
         "            pass",
         "tests/streams/test_runtime.py::test_a_version_applies_from_an_offset_that_is_written_down_first",
     ),
@@ -138,11 +151,126 @@ MUTANTS = (
         "",
         "tests/infra/test_checkpoints.py::test_a_transaction_that_stands_still_is_ended",
     ),
+    Mutant(
+        "epoch, wherever it is looked at",
+        "infra/checkpoints.py",
+        "if epoch != epochs[at]:",
+        "if False:",
+        SINK_MACHINE,
+        also=(
+            (
+                "infra/checkpoints.py",
+                " AND epoch = %s AND next_offset = %s",
+                " AND %s > 0 AND next_offset = %s",
+            ),
+        ),
+    ),
+    Mutant(
+        "refusals by SQLSTATE, not by psycopg's class",
+        "sinks/writer.py",
+        "        except psycopg.Error as error:\n            # By SQLSTATE",
+        "        except psycopg.OperationalError:\n            raise\n"
+        "        except psycopg.Error as error:\n            # By SQLSTATE",
+        SINK_MACHINE,
+    ),
+    Mutant(
+        "mirror of a dead letter before it is committed",
+        "sinks/writer.py",
+        "            self._mirror(own)\n",
+        "            pass\n",
+        SINK_MACHINE,
+    ),
+    Mutant(
+        "range record from the position that was stored",
+        "sinks/writer.py",
+        "                    current[at],\n                    batch.next_offset,\n",
+        "                    self._positions[at],\n                    batch.next_offset,\n",
+        SINK_MACHINE,
+    ),
+    Mutant(
+        "answers acknowledged before the checkpoint",
+        "streams/runner.py",
+        "waiting = self.producer.flush(FLUSH_SECONDS)",
+        "waiting = 0",
+        STATE_MACHINE,
+    ),
+    Mutant(
+        "noticing a checkpoint whose answer was lost",
+        "streams/runner.py",
+        "                    self._settle(owned, current[at])\n",
+        "",
+        STATE_MACHINE,
+    ),
+    Mutant(
+        "deltas kept until their commit is certain",
+        "streams/runner.py",
+        "            del owned.unsaved[: owned.attempted[1]]\n        owned.attempted = None",
+        "        owned.unsaved.clear()\n        owned.attempted = None",
+        STATE_MACHINE,
+    ),
+    Mutant(
+        "older versions for what may have been answered",
+        "streams/runner.py",
+        "begin = max(first, owned.unanswered_from)",
+        "begin = first",
+        STATE_MACHINE,
+    ),
+    Mutant(
+        "version whose COMMIT was not answered",
+        "infra/versions.py",
+        '            " ON CONFLICT (consumer, topic, partition, kind, from_offset)"\n'
+        '            " DO UPDATE SET version = excluded.version",\n',
+        '            "",\n',
+        "tests/simulation/test_versions.py::test_a_version_whose_commit_was_not_answered_is_written_down_once",
+    ),
+    Mutant(
+        "every change of a key into the next delta",
+        "streams/decide.py",
+        "        self._values[key] = value\n        self._changed.add(key)\n",
+        "        if key not in self._values:\n            self._changed.add(key)\n"
+        "        self._values[key] = value\n",
+        STATE_MACHINE,
+    ),
+    Mutant(
+        "decisions without a clock",
+        "streams/fraud/scoring.py",
+        'answer["code_version"] = FRAUD_SCORING.code_version',
+        'answer["code_version"] = __import__("time").time_ns() // 10**18',
+        f"{CONTRACTS}::test_answers_and_state_do_not_depend_on_the_clock[fraud]",
+    ),
+    Mutant(
+        "decisions that know no batches",
+        "streams/fraud/scoring.py",
+        "            answer = {name: event[name] for name in INPUTS}\n",
+        "            answer = {name: event[name] for name in INPUTS}\n"
+        '            answer["mcc"] = event["mcc"] if len(records) < 100 else None\n',
+        f"{CONTRACTS}::test_answers_and_state_do_not_depend_on_batches_nor_on_restarts[fraud]",
+    ),
+    Mutant(
+        "a row that came again stays as it was",
+        "sinks/writer.py",
+        "WHERE old.{order_by} < excluded.{order_by}",
+        "WHERE old.{order_by} <= excluded.{order_by}",
+        f"{CONTRACTS}::test_what_comes_again_changes_nothing[orders]",
+    ),
+    Mutant(
+        "verify compares values, not only keys",
+        "sinks/table_check.py",
+        "THEN CASE WHEN {stored} IS NOT DISTINCT FROM {given} THEN 0 ELSE 4 END",
+        "THEN CASE WHEN {stored} IS NOT DISTINCT FROM {given} THEN 0 ELSE 0 END",
+        f"{CONTRACTS}::test_verify_accepts_what_the_sink_wrote_and_names_what_was_altered[fleet]",
+    ),
 )
 
 
+def documented() -> str:
+    """The table in docs/guarantees.md."""
+    rows = (f"| {m.safeguard} | `{m.test.removeprefix('tests/')}` |" for m in MUTANTS)
+    return "\n".join(("| safeguard taken out | test that fails |", "|---|---|", *rows))
+
+
 def failed(mutant: Mutant) -> tuple[bool, str]:
-    """Whether the test fails without the safeguard, and the last words of the run."""
+    """Whether the test fails without the safeguard, and what it says then; otherwise the run's last words."""
     with tempfile.TemporaryDirectory(prefix="millrace-mutant-") as folder:
         copy = Path(folder) / "tree"
         tracked = subprocess.run(["git", "ls-files", "-z"], cwd=TREE, capture_output=True, check=True)
@@ -150,11 +278,11 @@ def failed(mutant: Mutant) -> tuple[bool, str]:
             if name and (TREE / name).is_file():
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(TREE / name, copy / name)
-        path = copy / mutant.file
-        text = path.read_text()
-        if text.count(mutant.old) != 1:
-            return False, f"{mutant.file} has the text {text.count(mutant.old)} times; adjust the mutant"
-        path.write_text(text.replace(mutant.old, mutant.new))
+        for file, old, new in mutant.edits:
+            text = (copy / file).read_text()
+            if text.count(old) != 1:
+                return False, f"{file} has the text {text.count(old)} times; adjust the mutant"
+            (copy / file).write_text(text.replace(old, new))
         environ = {
             **os.environ,
             "PYTHONPATH": str(copy),
@@ -187,7 +315,10 @@ def failed(mutant: Mutant) -> tuple[bool, str]:
             subprocess.run(down, cwd=copy, env=environ | home, capture_output=True)
         lines = printed.strip().splitlines() or ["nothing was printed"]
         # 1: tests ran and failed. Anything else (no such test, a crash) proves nothing.
-        return run.returncode == 1 and " failed" in lines[-1], lines[-1]
+        if run.returncode != 1 or " failed" not in lines[-1]:
+            return False, lines[-1]
+        said = (line.lstrip(" |+E") for line in lines if re.match(r"[ |+]*E\s+\S", line))
+        return True, next(said, lines[-1])[:100]
 
 
 def main() -> int:
@@ -199,10 +330,8 @@ def main() -> int:
         caught, words = failed(mutant)
         survivors += not caught
         sign = "caught  " if caught else "SURVIVED"
-        sys.stdout.write(
-            f"{sign} {mutant.safeguard:<42} {mutant.test} ({time.monotonic() - began:.0f} s)"
-            f"{'' if caught else ': ' + words}\n"
-        )
+        seconds = time.monotonic() - began
+        sys.stdout.write(f"{sign} {mutant.safeguard:<46} {mutant.test} ({seconds:.0f} s)\n         {words}\n")
         sys.stdout.flush()
     sys.stdout.write(f"{len(wanted) - survivors} of {len(wanted)} safeguards are missed when they are gone\n")
     return 1 if survivors else 0
