@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.declare import DAY_MS
-from schemas.fraud import CARD_DECISIONS
 from streams.decide import State
 from streams.fraud import histories
 from streams.fraud.histories import WINDOWS, Bounds, Histories, Inserted
@@ -267,7 +266,7 @@ def test_an_id_forgotten_within_its_batch_is_new_again() -> None:
 
 @pytest.mark.parametrize(("behind_ms", "is_remembered"), [(20, True), (21, False)])
 def test_what_lies_behind_the_horizon_leaves_no_trace(behind_ms: int, is_remembered: bool) -> None:
-    """A transaction at the card's watermark is answered alone and not remembered; a millisecond later it is."""
+    """A transaction at the card's watermark is answered and not remembered; a millisecond later it is."""
     state = Histories(SMALL)
     run(state, [Use(1000, 1, 0, "a", "e0", "m")])
     state.delta()
