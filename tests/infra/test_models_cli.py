@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -32,7 +33,9 @@ def test_training_puts_a_model_in_force(
         before = versions.latest(connection, "fraud", ["model"])["model"]
         first = millrace("models", "train", "fraud", "--rows", "3000")
         version = versions.latest(connection, "fraud", ["model"])["model"]
-        assert version == before + 1 and f"fraud model {version} is in force: 3000 rows" in first.output
+        # Of 3,000 simulated transactions some are sent again, which teach nothing.
+        said = re.search(rf"fraud model {version} is in force: (\d+) rows", first.output)
+        assert version == before + 1 and said is not None and 2_700 < int(said[1]) < 3_000
         body = versions.body(connection, "fraud", "model", version)
         model = PROCESSORS["fraud-scoring"]().load_version("model", version, body)
         assert isinstance(model, AnomalyModel) and model.version == version
