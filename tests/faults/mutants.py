@@ -20,6 +20,8 @@ from pathlib import Path
 TREE = Path(__file__).parents[2]
 PORT_BASE = 30_000
 SECONDS = 240
+COMPILED = ("models", "streams")
+"""Where compiled loops lie; the copy has those of the tree."""
 
 
 @dataclass(frozen=True)
@@ -274,7 +276,8 @@ def failed(mutant: Mutant) -> tuple[bool, str]:
     with tempfile.TemporaryDirectory(prefix="millrace-mutant-") as folder:
         copy = Path(folder) / "tree"
         tracked = subprocess.run(["git", "ls-files", "-z"], cwd=TREE, capture_output=True, check=True)
-        for name in tracked.stdout.decode().split("\0"):
+        compiled = [str(path.relative_to(TREE)) for top in COMPILED for path in (TREE / top).rglob("*.so")]
+        for name in (*tracked.stdout.decode().split("\0"), *compiled):
             if name and (TREE / name).is_file():
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(TREE / name, copy / name)

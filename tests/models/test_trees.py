@@ -82,6 +82,11 @@ def test_sums_are_those_of_the_plain_walk(data: st.DataObject) -> None:
 def test_any_trees_are_walked(data: st.DataObject) -> None:
     """Trees of any shape, a single leaf too, have the sums of the NumPy walk, in batches of any size."""
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+
+    def some(low: int, high: int, shape: int | tuple[int, int]) -> Floats:
+        signs = rng.choice([-1, 1], shape)  # for -0.0
+        return (rng.integers(low, high, shape).astype(np.float32) * signs).astype(np.float32)
+
     parts, roots, offset = [], [], 0
     for _ in range(data.draw(st.integers(1, 5))):
         nodes = 1 + 2 * data.draw(st.sampled_from([0, 1, 2, 10, 47, 48, 49, 300]))
@@ -100,13 +105,11 @@ def test_any_trees_are_walked(data: st.DataObject) -> None:
     arrays = (
         np.array(roots, dtype=np.int64),
         rng.integers(0, width, offset),
-        rng.integers(-9, 9, offset).astype(np.float32),
+        some(-9, 9, offset),
         np.concatenate(parts).astype(np.int64),
         rng.integers(-least, least, offset) // len(roots),
     )
-    rows = rng.integers(-10, 10, (data.draw(st.sampled_from([1, 7, 8, 9, 33, 300])), width)).astype(
-        np.float32
-    )
+    rows = some(-10, 10, (data.draw(st.sampled_from([1, 7, 8, 9, 33, 300])), width))
     assert (Trees.of(*arrays).sums(rows) == plain_sums(*arrays, rows)).all()
 
 

@@ -266,7 +266,7 @@ def test_an_id_forgotten_within_its_batch_is_new_again() -> None:
 
 @pytest.mark.parametrize(("behind_ms", "is_remembered"), [(20, True), (21, False)])
 def test_what_lies_behind_the_horizon_leaves_no_trace(behind_ms: int, is_remembered: bool) -> None:
-    """A transaction at the card's watermark is answered and not remembered; a millisecond later it is."""
+    """A transaction at its card's watermark is answered but not remembered; a millisecond later it is."""
     state = Histories(SMALL)
     run(state, [Use(1000, 1, 0, "a", "e0", "m")])
     state.delta()
@@ -278,7 +278,7 @@ def test_what_lies_behind_the_horizon_leaves_no_trace(behind_ms: int, is_remembe
 
 
 def test_a_batch_is_answered_once_before_the_next() -> None:
-    """Between a batch and its answers the state is neither read nor written; wrong answers change nothing."""
+    """Between a batch and its answers state is neither read nor written; wrong answers change nothing."""
     use = Use(1000, 1, 0, "a", "e0", "m")
     state = Histories()
     with pytest.raises(ValueError, match="there is no batch to answer; insert one before"):
