@@ -13,27 +13,19 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
+import numpy as np
+import pyarrow as pa
 
 from benchmarks.transactions import Declared
 from infra import process
 from infra.settings import Settings
 from infra.telemetry.health import Health
-from schemas.declare import DAY_MS, Topic
+from schemas.declare import Topic
 from sinks.rows import RowMapping, from_ms
 from sinks.runtime import Sink
-from streams.decide import KeyedState, LogicFactory, Outcomes, Record, Versions
+from streams.decide import ColumnRecords, LogicFactory, Outcomes, Versions
+from streams.fraud.histories import WINDOWS, Histories
 from streams.runtime import Worker
-
-
-class Card(msgspec.Struct, array_like=True, gc=False):
-    """A card's transactions of its last 24 hours, oldest first, each with its answer."""
-
-    times: list[int]
-    amounts: list[int]
-    ids: list[str]
-    answers: list[tuple[int, int]]
-    total: int
 
 
 class Scoring:
@@ -44,47 +36,40 @@ class Scoring:
     def __init__(self, scores: Topic) -> None:
         self._scores = scores
 
-    def new_state(self) -> KeyedState[Card]:
-        return KeyedState(Card)
+    def new_state(self) -> Histories:
+        return Histories()
 
     def load_version(self, kind: str, version: int, body: Any) -> Any:
         raise LookupError(kind)
 
-    def decide(
-        self, state: KeyedState[Card], records: Sequence[Record], versions: Versions, out: Outcomes
+    def decide_columns(
+        self, state: Histories, records: ColumnRecords, versions: Versions, out: Outcomes
     ) -> None:
-        for record in records:
-            event = record.event
-            card = state.get(event["card_id"])
-            if card is None:
-                card = Card([], [], [], [], 0)
-            if event["event_id"] in card.ids:
-                out.duplicate()
-                count, total = card.answers[card.ids.index(event["event_id"])]
-            else:
-                count, total = self._add(card, event)
-                state.put(event["card_id"], card)
-            ratio = event["amount_minor"] * count / (total + 10_000.0)
-            out.emit(
-                self._scores,
-                {**event, "count_24h": count, "sum_24h_minor": total, "score": ratio / (1.0 + ratio)},
-            )
-
-    @staticmethod
-    def _add(card: Card, event: dict[str, Any]) -> tuple[int, int]:
-        at_ms, amount = event["occurred_at"], event["amount_minor"]
-        gone = 0
-        while gone < len(card.times) and card.times[gone] <= at_ms - DAY_MS:
-            card.total -= card.amounts[gone]
-            gone += 1
-        del card.times[:gone], card.amounts[:gone], card.ids[:gone], card.answers[:gone]
-        card.times.append(at_ms)
-        card.amounts.append(amount)
-        card.ids.append(event["event_id"])
-        card.total += amount
-        answer = len(card.times), card.total
-        card.answers.append(answer)
-        return answer
+        batch = records.batch
+        cards = batch.column("card_id").to_pylist()
+        amounts = batch.column("amount_minor").to_numpy()
+        found = state.insert(
+            batch.column("occurred_at").to_numpy(),
+            amounts,
+            records.append_ms,
+            cards,
+            batch.column("event_id").to_pylist(),
+            batch.column("merchant_id").to_pylist(),
+        )
+        new = found.first == np.arange(len(records))
+        count, total = (found.windows[:, WINDOWS.index(n)] for n in ("count_24h", "sum_24h_minor"))
+        ratio = amounts * count / (total + 10_000.0)
+        results = {"count_24h": count, "sum_24h_minor": total, "score": ratio / (1.0 + ratio)}
+        columns = {
+            name: results[name] if name in results else batch.column(name) for name in self._scores.fields
+        }
+        answers = out.encode(self._scores, pa.RecordBatch.from_pydict(columns))
+        for row in np.flatnonzero(~new).tolist():
+            first = int(found.first[row])
+            answers[row] = found.known[row] if first < 0 else answers[first]
+        out.duplicate(int(len(new) - new.sum()))
+        state.keep(answers)
+        out.emit_encoded(self._scores, [card.encode() for card in cards], answers)
 
 
 def row(event: dict[str, Any]) -> list[tuple[Any, ...]]:
