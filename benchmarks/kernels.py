@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -74,8 +75,8 @@ def trees() -> bool:
             some = rows[-size:]
             same &= show(
                 f"{name}, {TREES} trees, batches of {size}",
-                best_us(size, lambda some=some, compiled=compiled: compiled(some), max(1, 2_048 // size)),
-                best_us(size, lambda some=some, plain=plain: plain(some), max(1, 512 // size)),
+                best_us(size, partial(compiled, some), max(1, 2_048 // size)),
+                best_us(size, partial(plain, some), max(1, 512 // size)),
                 bool((compiled(some) == plain(some)).all()),
             )
     return same

@@ -85,7 +85,7 @@ def test_any_trees_are_walked(data: st.DataObject) -> None:
 
     def some(low: int, high: int, shape: int | tuple[int, int]) -> Floats:
         signs = rng.choice([-1, 1], shape)  # for -0.0
-        return (rng.integers(low, high, shape).astype(np.float32) * signs).astype(np.float32)
+        return np.asarray(rng.integers(low, high, shape) * np.float32(1) * signs, dtype=np.float32)
 
     parts, roots, offset = [], [], 0
     for _ in range(data.draw(st.integers(1, 5))):

@@ -308,7 +308,7 @@ def test_columns_that_do_not_fit_are_refused() -> None:
     with pytest.raises(TypeError, match="row 0 has a card, id or merchant that is no str"):
         state.insert(one, one, one, ["a"], [b"e"], [None])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="Buffer dtype mismatch"):
-        state.insert(one.astype(np.int32), one, one, ["a"], ["e"], [None])  # type: ignore[arg-type]
+        state.insert(one.astype(np.int32), one, one, ["a"], ["e"], [None])
     assert len(state) == 0 and state.delta() is None
     assert insert(state, []).windows.shape == (0, len(WINDOWS))
     state.keep([])
