@@ -29,6 +29,7 @@ HEADER = "millrace-redrive"
 """Header of a redriven record: the letter's id and the redrive's, as `17/203`."""
 
 LOCK = 0x72656472  # "redr": one redrive at a time
+LOCK_SECONDS = 5.0
 CHUNK_RECORDS = 100
 CLOCK_MARGIN_MS = 60_000
 """How far the clocks of database and broker may lie apart when a redriven record is looked for."""
@@ -120,9 +121,12 @@ def redrive(
     if rate is not None and rate <= 0:
         raise DlqError(f"a rate of {rate:g} sends nothing; give records a second, as 50")
     with connect(settings.database_url, "millrace-redrive") as connection:
-        locked = connection.execute("SELECT pg_try_advisory_lock(%s)", (LOCK,)).fetchone()
-        if locked != (True,):
-            raise DlqError("another redrive runs; wait for its end, then look at `millrace dlq list`")
+        # Not at the first try: the server takes a moment to see that the last one was killed.
+        until = time.monotonic() + LOCK_SECONDS
+        while connection.execute("SELECT pg_try_advisory_lock(%s)", (LOCK,)).fetchone() != (True,):
+            if time.monotonic() > until:
+                raise DlqError("another redrive runs; wait for its end, then look at `millrace dlq list`")
+            time.sleep(0.1)
         codec = Codec(settings.schema_registry_url)
         try:
             outcomes = recover(settings, pipelines, connection, actor)
