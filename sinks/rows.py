@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
+
+import pyarrow as pa
 
 from schemas.declare import Table
 
@@ -25,6 +27,9 @@ class RowMapping:
 
     table: Table
     rows: Callable[[Event], Iterable[Row]]
+    columns: Callable[[pa.RecordBatch], Mapping[str, Any]] | None = None
+    """The same for a batch of events at once, where each makes exactly one row: `table.columns` by name, as
+    Arrow arrays. For tables that must be fast; see `sinks.blocks`."""
 
 
 def from_ms(epoch_ms: int) -> datetime:

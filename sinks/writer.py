@@ -14,13 +14,17 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
+import numpy as np
 import psycopg
+import pyarrow as pa
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from psycopg import sql
 
@@ -41,6 +45,7 @@ from infra.telemetry.metrics import (
     ROWS_WRITTEN,
 )
 from schemas.declare import Merge, Pipeline, Table, Topic
+from sinks.blocks import Block, Layout
 from sinks.rows import Event, Row, RowMapping, from_ms
 
 log = logging.getLogger(__name__)
@@ -94,6 +99,8 @@ class _Target:
     stage: sql.Composed
     copy_stage: sql.Composed
     merge: sql.Composed
+    layout: Layout | None
+    """How blocks are copied into it; None where rows are."""
     partitions: set[float] = field(default_factory=set)
 
 
@@ -195,10 +202,11 @@ class Writer:
         if not batches:
             return Written({}, 0, 0, 0)
         items: list[_Item] = []
+        blocks: list[Block] = []
         letters: list[Event] = []
         own: list[Event] = []
         for batch in batches:
-            self._read(batch, items, letters, own)
+            self._read(batch, items, blocks, letters, own)
         with self._database() as connection:
             if not self._targets:
                 self._targets = [
@@ -206,9 +214,9 @@ class Writer:
                     for t in self.pipeline.tables
                 ]
                 self._prepare_staging(connection)
-            self._ensure_partitions(connection, items)
+            self._ensure_partitions(connection, items, blocks)
             with connection.transaction(), connection.cursor() as cursor:
-                written = self._commit(connection, cursor, batches, items, letters, own)
+                written = self._commit(connection, cursor, batches, items, blocks, letters, own)
         self._limit.count(written.records + written.dead - written.refused, written.dead)
         self._positions.update(written.positions)
         for at, position in written.positions.items():
@@ -227,13 +235,18 @@ class Writer:
             self._connection = None
 
     def _read(
-        self, batch: PartitionBatch, items: list[_Item], letters: list[Event], own: list[Event]
+        self,
+        batch: PartitionBatch,
+        items: list[_Item],
+        blocks: list[Block],
+        letters: list[Event],
+        own: list[Event],
     ) -> None:
         """Decode a batch into rows to store, dead letters to store, and dead letters of this sink's own."""
         is_letter = batch.at.topic in self._letters
         topic = self._letters[batch.at.topic] if is_letter else self._topics[batch.at.topic]
         indexes = [i for i, t in enumerate(self.pipeline.tables) if t.topic.name == topic.name]
-        mappings = [(i, self._mappings[self.pipeline.tables[i].name].rows) for i in indexes]
+        mappings = {i: self._mappings[self.pipeline.tables[i].name] for i in indexes}
         values = [m.value() for m in batch.messages]
         decoded = self._columns[topic.name].decode(values)
         for n, error in decoded.others:
@@ -246,18 +259,40 @@ class Writer:
         if is_letter:
             letters += events_of(decoded.batch)
             return
-        for n, event in zip(decoded.rows.tolist(), events_of(decoded.batch), strict=True):
-            message = batch.messages[n]
+        offsets = np.array([batch.messages[n].offset() for n in decoded.rows.tolist()], dtype=np.int64)
+        block = Block(batch.at, topic, batch.messages, decoded.rows, offsets, decoded.batch, {})
+        if not len(block):
+            return
+        try:
+            by_column = {i: m.columns(decoded.batch) for i, m in mappings.items() if m.columns is not None}
+        except (ValueError, ArithmeticError, pa.ArrowException):
+            by_column = {}  # one row is at fault: which one, making them one by one will tell
+        if len(by_column) < len(mappings) or not mappings:
+            self._itemize(block, items, own)
+            return
+        places = {
+            "source_partition": np.full(len(block), batch.at.partition),
+            "source_offset": -1 - offsets if self._replaying else offsets,
+        }
+        blocks.append(replace(block, columns={i: {**c, **places} for i, c in by_column.items()}))
+
+    def _itemize(self, block: Block, items: list[_Item], own: list[Event]) -> None:
+        """Make a block's rows one by one."""
+        topic = block.topic
+        indexes = [i for i, t in enumerate(self.pipeline.tables) if t.topic.name == topic.name]
+        mappings = [(i, self._mappings[self.pipeline.tables[i].name].rows) for i in indexes]
+        for n, event in zip(block.numbers.tolist(), events_of(block.events), strict=True):
+            message = block.messages[n]
             offset = message.offset() or 0
-            schema_id = int.from_bytes((values[n] or b"")[1:HEADER_BYTES], "big")
-            source = (batch.at.partition, -1 - offset if self._replaying else offset)
+            schema_id = int.from_bytes((message.value() or b"")[1:HEADER_BYTES], "big")
+            source = (block.at.partition, -1 - offset if self._replaying else offset)
             try:
                 rows = [(i, (*row, *source)) for i, to_rows in mappings for row in to_rows(event)]
             except (ValueError, OverflowError, TypeError, LookupError) as error:
                 reason = f"no row can be made of it ({type(error).__name__}: {error})"
                 own.append(self._letter(message, topic, "invalid", reason, event, schema_id))
                 continue
-            items.append(_Item(batch.at, message, topic, schema_id, event, rows))
+            items.append(_Item(block.at, message, topic, schema_id, event, rows))
 
     def _commit(
         self,
@@ -265,6 +300,7 @@ class Writer:
         cursor: Cursor,
         batches: Sequence[PartitionBatch],
         items: list[_Item],
+        blocks: list[Block],
         letters: list[Event],
         own: list[Event],
     ) -> Written:
@@ -277,8 +313,15 @@ class Writer:
             for e in own
             if (at := TopicPartition(e["topic"], e["partition"])) in behind and e["offset"] >= current[at]
         ]
+        blocks = [b.since(current[b.at]) for b in blocks if b.at in behind]
         refused: list[tuple[_Item, _Refused]] = []
-        duplicates = self._store(connection, cursor, items, refused)
+        duplicates = self._store_blocks(connection, cursor, blocks)
+        if duplicates is None:
+            for block in blocks:
+                self._itemize(block, items, own)
+            blocks, duplicates = [], {}
+        for at, n in self._store(connection, cursor, items, refused).items():
+            duplicates[at] = duplicates.get(at, 0) + n
         for item, refusal in refused:
             letter = self._letter(
                 item.message,
@@ -291,13 +334,19 @@ class Writer:
             )
             own.append(letter)
         # Before the letters are published: what is refused now might land once the cause is mended.
-        self._limit.check(len(items) + len(own) - len(refused), len(own))
+        records_total = len(items) + sum(map(len, blocks))
+        self._limit.check(records_total + len(own) - len(refused), len(own))
         if own:
             self._mirror(own)
         self._store_letters(cursor, [*letters, *own])
         dead_at = [TopicPartition(e["topic"], e["partition"]) for e in own]
         refused_items = {id(i) for i, _ in refused}
-        stored = [i for i in items if id(i) not in refused_items]
+        stored: dict[TopicPartition, list[str]] = {}
+        for item in items:
+            if id(item) not in refused_items:
+                stored.setdefault(item.at, []).append(item.event[item.topic.event_id])
+        for block in blocks:
+            stored.setdefault(block.at, []).extend(block.events.column(block.topic.event_id).to_pylist())
         for at, batch in behind.items():
             cursor.execute(
                 "INSERT INTO range_records (consumer, topic, partition, from_offset, to_offset,"
@@ -312,7 +361,7 @@ class Writer:
                     sum((m.offset() or 0) >= current[at] for m in batch.messages),
                     dead_at.count(at),
                     duplicates.get(at, 0),
-                    _signed(sum(id_hash(i.event[i.topic.event_id]) for i in stored if i.at == at)),
+                    _signed(sum(map(id_hash, stored.get(at, ())))),
                     batch.epoch,
                 ),
             )
@@ -322,13 +371,38 @@ class Writer:
             DUPLICATES.labels(self.name, at.topic).inc(duplicates.get(at, 0))
         return Written(
             {b.at: max(b.next_offset, current[b.at]) for b in batches},
-            len(items),
+            records_total,
             len(own),
             sum(duplicates.values()),
             len(refused),
         )
 
     # Rows
+
+    def _store_blocks(
+        self, connection: Connection, cursor: Cursor, blocks: Sequence[Block]
+    ) -> dict[TopicPartition, int] | None:
+        """Store all blocks and count duplicates; None where not all of them can be, and nothing is stored."""
+        duplicates: dict[TopicPartition, int] = {}
+        try:
+            with connection.transaction():
+                for index, target in enumerate(self._targets):
+                    parts = [b for b in blocks if index in b.columns and len(b)]
+                    if not parts:
+                        continue
+                    if target.layout is None:
+                        raise _Refused("its columns are copied row by row", None, None)
+                    data = target.layout.copy_data([b.columns[index] for b in parts])
+
+                    put = partial(self._copy_data, cursor, data)
+                    rows: Counter[int] = Counter()
+                    for block in parts:
+                        rows[block.at.partition] += len(block)
+                    written = self._copy_one(connection, cursor, target, put, rows, duplicates)
+                    ROWS_WRITTEN.labels(self.name, target.table.topic.name).inc(written)
+        except (_Refused, pa.ArrowException):
+            return None
+        return duplicates
 
     def _store(
         self,
@@ -368,8 +442,10 @@ class Writer:
                         rows.append(row)
             if not rows:
                 continue
+            by_partition = Counter(row[-2] for row in rows)
+            put = partial(self._copy, cursor, target, rows)
             try:
-                written = self._copy_one(connection, cursor, target, rows, duplicates)
+                written = self._copy_one(connection, cursor, target, put, by_partition, duplicates)
             except _Refused as refusal:
                 if refusal.row is not None:
                     refusal.row = owners[refusal.row]
@@ -382,26 +458,26 @@ class Writer:
         connection: Connection,
         cursor: Cursor,
         target: _Target,
-        rows: list[Row],
+        put: Callable[[sql.Composed], None],
+        rows: Counter[int],
         duplicates: dict[TopicPartition, int],
     ) -> int:
+        """Bring rows, so many of each partition, into a table; `put` gives them to COPY. Counts the stored."""
         if target.table.merge is Merge.FIRST_WINS:
             try:
                 # A savepoint: the violation would otherwise end the transaction with all that is in it.
                 with connection.transaction():
-                    self._copy(cursor, target.copy, target, rows)
-                return len(rows)
+                    put(target.copy)
+                return rows.total()
             except psycopg.errors.UniqueViolation as error:
                 if error.diag.table_name is None or error.diag.constraint_name is None:
                     raise
         with _refusing():
-            self._copy(cursor, target.copy_stage, target, rows)
+            put(target.copy_stage)
             cursor.execute(target.merge)
             written = 0
             if target.table.merge is Merge.FIRST_WINS:
-                left: dict[int, int] = {}
-                for row in rows:
-                    left[row[-2]] = left.get(row[-2], 0) + 1
+                left = Counter(rows)
                 for partition, n in cursor.fetchall():
                     left[partition] -= n
                     written += n
@@ -415,7 +491,17 @@ class Writer:
             cursor.execute(sql.SQL("TRUNCATE {}").format(_stage(target.table)))
             return written
 
-    def _copy(self, cursor: Cursor, statement: sql.Composed, target: _Target, rows: list[Row]) -> None:
+    @staticmethod
+    def _copy_data(cursor: Cursor, data: bytes, statement: sql.Composed) -> None:
+        try:
+            with _refusing(), cursor.copy(statement) as copy:
+                copy.write(data)
+        except _Refused as refused:
+            if isinstance(refused.__cause__, psycopg.errors.UniqueViolation):
+                raise refused.__cause__ from None
+            raise
+
+    def _copy(self, cursor: Cursor, target: _Target, rows: list[Row], statement: sql.Composed) -> None:
         n = 0
         try:
             with cursor.copy(statement) as copy:
@@ -445,7 +531,7 @@ class Writer:
         for target in self._targets:
             connection.execute(target.stage)
 
-    def _ensure_partitions(self, connection: Connection, items: list[_Item]) -> None:
+    def _ensure_partitions(self, connection: Connection, items: list[_Item], blocks: Sequence[Block]) -> None:
         """Create the time partitions that the rows need, outside their transaction (it locks the parent)."""
         for index, target in enumerate(self._targets):
             if target.width_s is None or target.time is None:
@@ -456,6 +542,12 @@ class Writer:
                 for i, row in item.rows
                 if i == index and isinstance(row[target.time], datetime)
             }
+            for block in blocks:
+                if index in block.columns:
+                    times = block.columns[index][str(target.table.time)].cast(
+                        pa.timestamp("s", "UTC"), safe=False
+                    )
+                    needed |= set(np.unique(times.cast(pa.int64()).to_numpy() // target.width_s).tolist())
             for bucket in sorted(needed - target.partitions):
                 at = datetime.fromtimestamp(bucket * target.width_s, tz=UTC)
                 connection.execute(
@@ -576,6 +668,13 @@ def _stage(table: Table) -> sql.Identifier:
     return sql.Identifier("pg_temp", f"stage_{table.name}")
 
 
+def _layout(columns: Sequence[str], types: Sequence[int]) -> Layout | None:
+    try:
+        return Layout(columns, types)
+    except LookupError:
+        return None
+
+
 def _target(connection: Connection, table: Table, counts: bool) -> _Target:
     """Look the table up in the database and compose its statements. Raises LookupError where it differs."""
     columns = (*table.columns, *SOURCE_COLUMNS)
@@ -627,6 +726,7 @@ def _target(connection: Connection, table: Table, counts: bool) -> _Target:
         )
     return _Target(
         table=table,
+        layout=_layout(columns, [types[c] for c in columns]),
         types=[types[c] for c in columns],
         counts=counts,
         time=columns.index(table.time) if table.time else None,

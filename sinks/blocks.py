@@ -1,0 +1,96 @@
+"""Rows that go into COPY by column, without being made one by one.
+
+A table whose mapping gives its columns (`RowMapping.columns`) and whose types are plain is copied from Arrow
+in Postgres' binary form (pgpq). Whatever the database refuses of a block is found row by row, as elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pgpq
+import pyarrow as pa
+from confluent_kafka import Message
+
+from infra.checkpoints import TopicPartition
+from schemas.declare import Topic
+
+ARROW_TYPES: dict[int, pa.DataType] = {
+    16: pa.bool_(),
+    20: pa.int64(),
+    21: pa.int16(),
+    23: pa.int32(),
+    25: pa.string(),
+    700: pa.float32(),
+    701: pa.float64(),
+    1009: pa.list_(pa.string()),
+    1184: pa.timestamp("us", "UTC"),
+}
+"""What a column's values are in Arrow, by the oid of its Postgres type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Consecutive events of one partition on their way into the tables; each makes one row in each table.
+
+    Row r is `messages[numbers[r]]`. `columns` has, by the table's place in its pipeline, its columns by name.
+    """
+
+    at: TopicPartition
+    topic: Topic
+    messages: Sequence[Message]
+    numbers: npt.NDArray[np.int64]
+    offsets: npt.NDArray[np.int64]
+    events: pa.RecordBatch
+    columns: Mapping[int, Mapping[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def since(self, offset: int) -> Block:
+        """What of it lies at this offset or later."""
+        first = int(np.searchsorted(self.offsets, offset))
+        if first == 0:
+            return self
+        return Block(
+            self.at,
+            self.topic,
+            self.messages,
+            self.numbers[first:],
+            self.offsets[first:],
+            self.events.slice(first),
+            {i: {n: column[first:] for n, column in columns.items()} for i, columns in self.columns.items()},
+        )
+
+
+class Layout:
+    """A table's columns in the order of its COPY. Raises LookupError where a type has no plain column."""
+
+    def __init__(self, names: Sequence[str], oids: Sequence[int]) -> None:
+        unknown = [name for name, oid in zip(names, oids, strict=True) if oid not in ARROW_TYPES]
+        if unknown:
+            raise LookupError(f"column {unknown[0]} is of a type that is copied row by row only")
+        fields = zip(names, (ARROW_TYPES[oid] for oid in oids), strict=True)
+        self.schema = pa.schema([pa.field(name, type_) for name, type_ in fields])
+
+    def copy_data(self, parts: Sequence[Mapping[str, Any]]) -> bytes:
+        """The parts, one after the other, as COPY reads them. Raises `pa.ArrowException` for a misfit."""
+        encoder = pgpq.ArrowToPostgresBinaryEncoder(self.schema)
+        data = encoder.write_header()
+        for columns in parts:
+            arrays = [_array(columns[field.name]).cast(field.type) for field in self.schema]
+            data += encoder.write_batch(pa.RecordBatch.from_arrays(arrays, schema=self.schema))
+        return data + encoder.finish()
+
+
+def _array(values: Any) -> pa.Array:
+    return values if isinstance(values, pa.Array) else pa.array(values)
+
+
+def ms(values: pa.Array) -> pa.Array:
+    """Milliseconds since 1970 UTC as timestamps."""
+    return values.cast(pa.timestamp("ms", "UTC"))
