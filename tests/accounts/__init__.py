@@ -7,12 +7,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from schemas.declare import Evidence, Merge, Pipeline, Processor, Table, Topic
+from sinks.blocks import ms
 from sinks.rows import RowMapping, from_ms
 from streams.decide import KeyedState, Outcomes, Record, Versions
 
@@ -140,9 +142,18 @@ class Accounts:
                         e["limits_version"],
                     )
                 ],
+                lambda batch: (
+                    {c: batch.column(c) for c in self.ledger.columns}
+                    | {"occurred_at": ms(batch.column("occurred_at"))}
+                ),
             ),
-            RowMapping(self.latest, lambda e: [(e["account"], e["balance_minor"], e["version"])]),
+            RowMapping(
+                self.latest,
+                lambda e: [(e["account"], e["balance_minor"], e["version"])],
+                lambda batch: {c: batch.column(c) for c in self.latest.columns},
+            ),
         )
+        self.row_by_row = tuple(replace(mapping, columns=None) for mapping in self.rows)
         self.ddl = f"""
             SELECT millrace_time_table('{self.ledger.name}', 'occurred_at', interval '7 days', $ddl$
                 event_id text NOT NULL, occurred_at timestamptz NOT NULL, account text NOT NULL,

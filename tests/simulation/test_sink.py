@@ -458,7 +458,8 @@ class SinkMachine(RuleBasedStateMachine):
         producer = SimulatedProducer(self.broker)
         writer = Writer(
             self.accounts.pipeline,
-            self.accounts.rows,
+            # By column and row by row, what one leaves the other goes on with.
+            self.accounts.row_by_row if name == "two" else self.accounts.rows,
             self.codec,
             producer.as_producer,
             self.settings.database_url,
