@@ -462,7 +462,7 @@ class Writer:
         rows: Counter[int],
         duplicates: dict[TopicPartition, int],
     ) -> int:
-        """Bring rows, so many of each partition, into a table; `put` gives them to COPY. How many it stored."""
+        """Give rows, so many of each partition, to COPY (`put`) or merge; returns how many were stored."""
         if target.table.merge is Merge.FIRST_WINS:
             try:
                 # A savepoint: the violation would otherwise end the transaction with all that is in it.
