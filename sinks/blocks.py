@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pgpq
 import pyarrow as pa
+import pyarrow.compute as pc
 from confluent_kafka import Message
 
 from infra.checkpoints import TopicPartition
@@ -31,6 +33,12 @@ ARROW_TYPES: dict[int, pa.DataType] = {
     1184: pa.timestamp("us", "UTC"),
 }
 """What a column's values are in Arrow, by the oid of its Postgres type."""
+
+
+MS_MIN, MS_MAX = (
+    int(datetime(year, month, day, tzinfo=UTC).timestamp()) * 1000
+    for year, month, day in ((1, 1, 1), (9999, 12, 31))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,5 +100,8 @@ def _array(values: Any) -> pa.Array:
 
 
 def ms(values: pa.Array) -> pa.Array:
-    """Milliseconds since 1970 UTC as timestamps."""
+    """Milliseconds since 1970 UTC as timestamps. Raises ValueError for years before 1 or after 9999."""
+    bounds = pc.min_max(values).as_py()
+    if bounds["min"] is not None and not MS_MIN <= bounds["min"] <= bounds["max"] <= MS_MAX:
+        raise ValueError(f"{bounds} are no milliseconds of the years 1 to 9999")
     return values.cast(pa.timestamp("ms", "UTC"))
