@@ -93,8 +93,8 @@ MUTANTS = (
     Mutant(
         "savepoint around the direct COPY",
         "sinks/writer.py",
-        "                with connection.transaction():\n                    self._copy(",
-        "                if True:\n                    self._copy(",
+        "                with connection.transaction():\n                    put(target.copy)",
+        "                if True:\n                    put(target.copy)",
         "tests/sinks/test_writer.py::test_duplicates_change_nothing_and_are_counted",
     ),
     Mutant(
