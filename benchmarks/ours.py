@@ -21,6 +21,7 @@ from infra import process
 from infra.settings import Settings
 from infra.telemetry.health import Health
 from schemas.declare import Topic
+from sinks.blocks import ms
 from sinks.rows import RowMapping, from_ms
 from sinks.runtime import Sink
 from streams.decide import ColumnRecords, LogicFactory, Outcomes, Versions
@@ -78,11 +79,18 @@ def row(event: dict[str, Any]) -> list[tuple[Any, ...]]:
     return [(first, tenant, from_ms(at_ms), *rest)]
 
 
+def columns(scores: pa.RecordBatch) -> dict[str, pa.Array]:
+    """The same of a batch."""
+    return dict(zip(scores.schema.names, scores.columns, strict=True)) | {
+        "occurred_at": ms(scores.column("occurred_at"))
+    }
+
+
 def main(settings: Settings, health: Health) -> None:
     job = json.loads(os.environ["BENCH_JOB"])
     if sys.argv[1] == "sink":
         declared = Declared(job["tag"], source=job["transactions"], scores=job["source"])
-        sink = Sink(settings, declared.pipeline, (RowMapping(declared.table, row),), health)
+        sink = Sink(settings, declared.pipeline, (RowMapping(declared.table, row, columns),), health)
         process.on_termination(sink.ending.set)
         sink.run()
         return
