@@ -80,7 +80,7 @@ def hang_in_a_lock(event):
 
 def main(settings: Settings, health: Health) -> None:
     accounts = Accounts(sys.argv[1])
-    object.__setattr__(accounts.rows[0], "rows", hang_in_a_lock)
+    object.__setattr__(accounts.rows[0], "columns", hang_in_a_lock)
     sink = Sink(settings, accounts.pipeline, accounts.rows, health)
     Watchdog(settings.kafka_bootstrap_servers, [sink.progress], 3.0)
     sink.run()
