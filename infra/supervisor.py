@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
+from http.client import HTTPException
 from pathlib import Path
 
 import psutil
@@ -489,7 +490,7 @@ def _ready(child: _Child) -> bool:
     try:
         with urllib.request.urlopen(str(child.spec.ready_url), timeout=1) as response:  # noqa: S310
             return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
+    except (urllib.error.URLError, OSError, HTTPException):
         return False
 
 

@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections import deque
 from dataclasses import dataclass
+from http.client import HTTPException
 
 from psycopg import sql
 
@@ -211,6 +212,6 @@ def _dropped_duplicates(port: int) -> int | None:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=METRICS_S) as answer:
             lines = answer.read().splitlines()
-    except OSError:
+    except (OSError, HTTPException):  # away, or killed in the middle of its answer
         return None
     return sum(int(float(line.rsplit(b" ", 1)[1])) for line in lines if line.startswith(DUPLICATES))
