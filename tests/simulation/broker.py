@@ -24,9 +24,9 @@ Headers = Sequence[tuple[str, bytes]]
 class Broker:
     """Topics with their logs. An offset without a record is a transaction's marker."""
 
-    def __init__(self, partitions: Mapping[str, int], start_ms: int = START_MS) -> None:
+    def __init__(self, partitions: Mapping[str, int]) -> None:
         self.partitions = dict(partitions)
-        self.now_ms = start_ms
+        self.now_ms = START_MS
         self.history: list[Message] = []
         """Every record of every topic, in the order in which they came."""
         self._logs: dict[TopicPartition, list[Message | None]] = {
