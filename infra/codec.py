@@ -76,6 +76,11 @@ def without_logical_types(schema: Any) -> Any:
     return schema
 
 
+def schema_id_of(value: bytes) -> int:
+    """The schema id that a record value names; meaningless where it is not in the wire format."""
+    return int.from_bytes(value[1:HEADER_BYTES], "big")
+
+
 def full_name(schema: dict[str, Any]) -> str:
     name: str = schema["name"]
     namespace = schema.get("namespace")

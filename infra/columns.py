@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyruhvro
 from fastavro.schema import parse_schema, to_parsing_canonical_form
 
-from infra.codec import HEADER_BYTES, Codec, Event, Undecodable, without_logical_types
+from infra.codec import HEADER_BYTES, Codec, Event, Undecodable, schema_id_of, without_logical_types
 from schemas.declare import Topic
 
 ONE_BY_ONE = 4
@@ -120,7 +120,7 @@ class Columns:
         """The Avro schema to read bytes with this head by; None where they are read one by one."""
         if len(head) < HEADER_BYTES or head[0] or not self._by_batch:
             return None
-        schema_id = int.from_bytes(head[1:], "big")
+        schema_id = schema_id_of(head)
         if schema_id not in self._writers:
             try:
                 schema = self._codec.writer_schema(self._topic, schema_id)

@@ -31,7 +31,7 @@ from psycopg import sql
 from infra import dead_letters
 from infra.broker import PartitionBatch
 from infra.checkpoints import Checkpoints, Claim, LogBounds, TopicPartition
-from infra.codec import HEADER_BYTES, Codec, IsTick
+from infra.codec import Codec, IsTick, schema_id_of
 from infra.columns import Columns, events_of
 from infra.dead_letter_limit import NEVER_PCT, DeadLetterLimit
 from infra.postgres import Connection, DatabaseUrl, Failure, classify, connect
@@ -245,10 +245,7 @@ class Writer:
         """Decode a batch into rows to store, dead letters to store, and dead letters of this sink's own."""
         is_letter = batch.at.topic in self._letters
         topic = self._letters[batch.at.topic] if is_letter else self._topics[batch.at.topic]
-        indexes = [i for i, t in enumerate(self.pipeline.tables) if t.topic.name == topic.name]
-        mappings = {i: self._mappings[self.pipeline.tables[i].name] for i in indexes}
-        values = [m.value() for m in batch.messages]
-        decoded = self._columns[topic.name].decode(values)
+        decoded = self._columns[topic.name].decode([m.value() for m in batch.messages])
         for n, error in decoded.others:
             if isinstance(error, IsTick):
                 continue  # on a topic that a processor reads as well; no row tells of it
@@ -263,6 +260,7 @@ class Writer:
         block = Block(batch.at, topic, batch.messages, decoded.rows, offsets, decoded.batch, {})
         if not len(block):
             return
+        mappings = self._mappings_of(topic)
         try:
             by_column = {i: m.columns(decoded.batch) for i, m in mappings.items() if m.columns is not None}
         except (ValueError, ArithmeticError, pa.ArrowException):
@@ -276,18 +274,22 @@ class Writer:
         }
         blocks.append(replace(block, columns={i: {**c, **places} for i, c in by_column.items()}))
 
+    def _mappings_of(self, topic: Topic) -> dict[int, RowMapping]:
+        """The mappings of the tables that a topic feeds, by the table's place in the pipeline."""
+        tables = enumerate(self.pipeline.tables)
+        return {i: self._mappings[t.name] for i, t in tables if t.topic.name == topic.name}
+
     def _itemize(self, block: Block, items: list[_Item], own: list[Event]) -> None:
         """Make a block's rows one by one."""
         topic = block.topic
-        indexes = [i for i, t in enumerate(self.pipeline.tables) if t.topic.name == topic.name]
-        mappings = [(i, self._mappings[self.pipeline.tables[i].name].rows) for i in indexes]
-        for n, event in zip(block.numbers.tolist(), events_of(block.events), strict=True):
+        mappings = self._mappings_of(topic)
+        places = zip(block.numbers.tolist(), block.offsets.tolist(), events_of(block.events), strict=True)
+        for n, offset, event in places:
             message = block.messages[n]
-            offset = message.offset() or 0
-            schema_id = int.from_bytes((message.value() or b"")[1:HEADER_BYTES], "big")
+            schema_id = schema_id_of(message.value() or b"")
             source = (block.at.partition, -1 - offset if self._replaying else offset)
             try:
-                rows = [(i, (*row, *source)) for i, to_rows in mappings for row in to_rows(event)]
+                rows = [(i, (*row, *source)) for i, m in mappings.items() for row in m.rows(event)]
             except (ValueError, OverflowError, TypeError, LookupError) as error:
                 reason = f"no row can be made of it ({type(error).__name__}: {error})"
                 own.append(self._letter(message, topic, "invalid", reason, event, schema_id))

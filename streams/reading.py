@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from infra.broker import PartitionBatch
-from infra.codec import IsTick
+from infra.codec import IsTick, schema_id_of
 from infra.columns import Columns
 from infra.dead_letters import reason_given
 from schemas.declare import FUTURE_MS, RECORD_BYTES, Topic
@@ -57,7 +57,7 @@ def read(batch: PartitionBatch, topic: Topic, columns: Columns, *, is_input: boo
         for n, value in too_large.items():
             values[n] = None
             reason = f"it has {len(value)} bytes, and an event at most {RECORD_BYTES}; send it in parts"
-            schema_id = int.from_bytes(value[1:5], "big") if value[0] == 0 else None
+            schema_id = schema_id_of(value) if value[0] == 0 else None
             refused.append(Refusal(n, "oversized", reason, schema_id=schema_id))
     decoded = columns.decode(values)
     for n, error in decoded.others:
@@ -89,7 +89,7 @@ def read(batch: PartitionBatch, topic: Topic, columns: Columns, *, is_input: boo
 
 
 def _misplaced(number: int, strayed: bool, values: list[Any], event: Event, topic: Topic) -> Refusal:
-    schema_id = int.from_bytes(values[number][1:5], "big")
+    schema_id = schema_id_of(values[number])
     if strayed:
         return Refusal(
             number,

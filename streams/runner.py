@@ -24,7 +24,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from infra import versions
 from infra.broker import PartitionBatch
 from infra.checkpoints import Checkpoints, Claim, LogBounds, TopicPartition
-from infra.codec import Codec
+from infra.codec import Codec, schema_id_of
 from infra.columns import Columns, events_of
 from infra.dead_letter_limit import NEVER_PCT, DeadLetterLimit
 from infra.dead_letters import envelope
@@ -251,7 +251,7 @@ class Runner:
             numbers = {m.offset(): n for n, m in enumerate(work.batch.messages)} if out.dead else {}
             for record, error_class, field_name, reason in out.dead:
                 message = work.batch.messages[numbers[record.offset]]
-                schema_id = int.from_bytes((message.value() or b"")[1:5], "big")
+                schema_id = schema_id_of(message.value() or b"")
                 refusal = Refusal(
                     numbers[record.offset], error_class, reason, field_name, schema_id, record.event
                 )
@@ -365,15 +365,20 @@ class Runner:
         """Everything to produce, by topic; within a topic in the order of the log."""
         events: dict[str, list[Event]] = {}
         for topic, event in out.emitted:
-            events.setdefault(topic.name, []).append(event)
-        found = [(self._outputs[topic.name], keys, values) for topic, keys, values in out.encoded]
+            if topic.name not in self.held_back:
+                events.setdefault(topic.name, []).append(event)
+        found = [
+            (self._outputs[topic.name], keys, values)
+            for topic, keys, values in out.encoded
+            if topic.name not in self.held_back
+        ]
         for topic, of_topic in (
             *((self._outputs[name], of_topic) for name, of_topic in events.items()),
             *([(source.dlq, letters)] if letters else []),
         ):
             keys = [str(event[topic.key]).encode() for event in of_topic]
             found.append((topic, keys, self._columns[topic.name].encode_events(of_topic)))
-        return [result for result in found if result[0].origin not in self.held_back]
+        return found
 
     # Versions
 
@@ -381,8 +386,7 @@ class Runner:
         self, at: TopicPartition, owned: _Owned, records: ColumnRecords, ticks: list[Record]
     ) -> list[tuple[dict[str, int], ColumnRecords, list[Record]]]:
         """The records and ticks in stretches for which one set of versions is in force."""
-        places = [*records.offsets[[0, -1]].tolist(), *(t.offset for t in ticks)] if len(records) else []
-        places = places or [t.offset for t in ticks]
+        places = [*records.offsets[:1].tolist(), *records.offsets[-1:].tolist(), *(t.offset for t in ticks)]
         if not places:
             return []
         kinds = self.logic.version_kinds

@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from http.client import HTTPException
 from typing import Annotated, Any
 
 import typer
@@ -135,5 +136,5 @@ def _not_ready(process: ProcessState) -> str | None:
         except (ValueError, KeyError, TypeError):
             return f"answers {error.code}"
         return "; ".join(f"{name}: {reason}" for name, reason in conditions.items() if reason != "ok")
-    except OSError:
+    except (OSError, HTTPException):
         return "does not answer yet"

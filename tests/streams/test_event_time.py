@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,10 +18,11 @@ from infra.topic_log import ends, partitions, read
 from schemas.declare import Topic
 from schemas.platform import TICK
 from sinks.verify import verify
-from streams.decide import ColumnRecords, Outcomes, Record, TickedLogic, Versions, decide_in_order
+from streams.decide import Outcomes, Record, TickedLogic, Versions, decide_in_order
 from streams.event_time import BoundedLateness, EventTimeState
 from tests.accounts import Accounts
 from tests.accounts.running import drained, running_processor, running_sink
+from tests.streams.columns import columns_of
 
 MINUTE_MS = 60_000
 
@@ -282,13 +281,6 @@ def test_a_tick_is_no_event(codec: Codec, accounts: Accounts) -> None:
     assert tick.value.event["occurred_at"] == 5 and isinstance(tick.value, Undecodable)
     with pytest.raises(Undecodable, match="bytes follow the event"):
         codec.decode(accounts.deposits, data + b"!")
-
-
-def columns_of(records: list[Record]) -> ColumnRecords:
-    """The same records by column."""
-    offsets, append_ms = ([getattr(r, name) for r in records] for name in ("offset", "append_ms"))
-    batch = pa.RecordBatch.from_pylist([r.event for r in records])
-    return ColumnRecords("t", 0, np.array(offsets, np.int64), np.array(append_ms, np.int64), batch)
 
 
 def test_batches_cut_anywhere_around_ticks_give_the_same() -> None:

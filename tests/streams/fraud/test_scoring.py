@@ -10,7 +10,6 @@ from random import Random
 from typing import Any
 
 import fastavro
-import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -21,12 +20,14 @@ from infra.columns import arrow_schema
 from models.fraud import FEATURES, AnomalyModel, train
 from schemas.declare import Topic
 from schemas.fraud import CARD_DECISIONS, CARD_TRANSACTIONS
-from streams.decide import ColumnLogic, ColumnRecords, Event, Outcomes, Record
+from streams.decide import ColumnLogic, Event, Outcomes, Record
 from streams.fraud.history import DAY_MS, HORIZON_MS, HOUR_MS, IDLE_MS, LATENESS_MS, WINDOWS_MS
 from streams.fraud.rules import load_rules
 from streams.fraud.scoring import FraudScoring
+from tests.streams.columns import columns_of
 
 T0 = 1_700_000_000_000
+TRANSACTIONS = arrow_schema(CARD_TRANSACTIONS)
 SCHEMA = fastavro.parse_schema(without_logical_types(CARD_DECISIONS.schema))
 RULES = load_rules(
     7,
@@ -123,13 +124,6 @@ class Played:
         return repr((sent, dead, self.out.duplicates_total)).encode()
 
 
-def columns(records: Sequence[Record]) -> ColumnRecords:
-    """The same records by column."""
-    offsets, append_ms = ([getattr(r, name) for r in records] for name in ("offset", "append_ms"))
-    batch = pa.RecordBatch.from_pylist([r.event for r in records], schema=arrow_schema(CARD_TRANSACTIONS))
-    return ColumnRecords("t", 0, np.array(offsets, np.int64), np.array(append_ms, np.int64), batch)
-
-
 def run(
     records: Sequence[Record], batch: int = 1, versions: dict[str, Any] | None = None, state: Any = None
 ) -> Played:
@@ -137,7 +131,7 @@ def run(
     logic, played = scoring(), Played()
     state = logic.new_state() if state is None else state
     for start in range(0, len(records), batch):
-        some = columns(records[start : start + batch])
+        some = columns_of(records[start : start + batch], TRANSACTIONS)
         logic.decide_columns(state, some, versions or {"rules": RULES}, played.out)
     return played
 
@@ -294,7 +288,9 @@ def test_a_restored_state_goes_on_the_same(records: list[Record], data: st.DataO
     played = Played()
     chunks: list[bytes] = []
     for start, end in zip([0, *cuts], [*cuts, len(records)], strict=True):
-        logic.decide_columns(state, columns(records[start:end]), {"rules": RULES}, played.out)
+        logic.decide_columns(
+            state, columns_of(records[start:end], TRANSACTIONS), {"rules": RULES}, played.out
+        )
         delta = state.delta()
         if delta is not None:
             chunks.append(delta)
