@@ -1,8 +1,8 @@
 """The broker: topics, producers, and a consumer whose positions come from the database.
 
 `Source` takes partitions by Kafka's group protocol (cooperative, static members) but reads from where its
-`claim` says, never from the group's committed offsets: it has none. Lag tools find the positions under a group
-of their own, `<name>-positions`.
+`claim` says, never from the group's committed offsets: it has none. Lag tools find the positions under a
+group of their own, `<name>-positions`.
 """
 
 from __future__ import annotations
