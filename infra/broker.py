@@ -1,7 +1,8 @@
 """The broker: topics, producers, and a consumer whose positions come from the database.
 
 `Source` takes partitions by Kafka's group protocol (cooperative, static members) but reads from where its
-`claim` says, never from the group's committed offsets: those are only written as a hint for lag tools.
+`claim` says, never from the group's committed offsets: it has none. Lag tools find the positions under a
+group of their own, `<name>-positions`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,19 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicCollection
+from confluent_kafka import (
+    Consumer,
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicCollection,
+)
 from confluent_kafka import TopicPartition as KafkaPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
@@ -27,6 +37,9 @@ LIBRDKAFKA = logging.getLogger("librdkafka")  # otherwise it writes lines of its
 ADMIN_SECONDS = 30.0
 CLAIM_RETRY_SECONDS = 0.5
 CLOSE_SECONDS = 10.0
+HINT_SECONDS = 1.0
+HINT_SUFFIX = "-positions"
+"""What a consumer's name ends with as the group whose committed offsets are its positions."""
 
 
 class TopicMismatch(RuntimeError):
@@ -186,6 +199,10 @@ class Source:
         self._unproven: dict[TopicPartition, Claim] = {}
         self._retry_at = 0.0
         self._fatal: Exception | None = None
+        self._admin = admin(bootstrap_servers)
+        self._hints: dict[TopicPartition, int] = {}
+        self._hinting: list[Future[Any]] = []
+        self._hint_at = 0.0
         config: dict[str, Any] = {
             "bootstrap.servers": bootstrap_servers,
             "group.id": group,
@@ -221,6 +238,7 @@ class Source:
         Raises `Fenced`, `PositionRefused`, or `KafkaException` for what no retry mends.
         """
         self._assign_pending()
+        self._send_hints()
         # consume(n) waits for n records or the whole time-out: wait for one, then take what is there.
         messages = self._consumer.consume(1, timeout_s)
         if messages:
@@ -280,12 +298,24 @@ class Source:
         self._retry_at = 0.0
 
     def hint(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Tell Kafka the positions, for lag tools only; a failure is of no consequence."""
+        """Tell Kafka the positions, for lag tools only; a failure is of no consequence.
+
+        Under a group of its own, which has no members. A member's own commit that was still on its way while
+        the broker was down reaches it after the member has joined anew, under another id: the broker then
+        takes us for two processes with one identity, and fences the only one there is.
+        """
+        self._hints.update(offsets)
+
+    def _send_hints(self) -> None:
+        now = time.monotonic()
+        if not self._hints or now < self._hint_at or not all(answer.done() for answer in self._hinting):
+            return
+        self._hint_at = now + HINT_SECONDS
+        positions = [KafkaPartition(p.topic, p.partition, o) for p, o in self._hints.items()]
+        self._hints.clear()
+        group = ConsumerGroupTopicPartitions(self.group + HINT_SUFFIX, positions)
         try:
-            self._consumer.commit(
-                offsets=[KafkaPartition(p.topic, p.partition, o) for p, o in offsets.items()],
-                asynchronous=True,
-            )
+            self._hinting = list(self._admin.alter_consumer_group_offsets([group]).values())
         except KafkaException as error:
             log.debug("offset hint was not taken", extra={"reason": str(error)})
 

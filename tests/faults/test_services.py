@@ -20,24 +20,33 @@ from tests.faults.conftest import Services
 from tests.faults.rig import pipeline, until
 
 OUTAGE_SECONDS = 4.0
+SESSION_SECONDS = 10.0
+"""How long a group waits for a member; a member away for longer joins anew."""
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize(
-    ("name", "number"),
-    [("kafka", signal.SIGKILL), ("postgres", signal.SIGKILL), ("postgres", signal.SIGQUIT)],
-    ids=["broker-killed", "postgres-killed", "postgres-stopped-at-once"],
+    ("name", "number", "seconds"),
+    [
+        ("kafka", signal.SIGKILL, OUTAGE_SECONDS),
+        ("kafka", signal.SIGKILL, SESSION_SECONDS + OUTAGE_SECONDS),
+        ("postgres", signal.SIGKILL, OUTAGE_SECONDS),
+        ("postgres", signal.SIGQUIT, OUTAGE_SECONDS),
+    ],
+    ids=["broker-killed", "broker-away-for-long", "postgres-killed", "postgres-stopped-at-once"],
 )
 def test_a_service_dies(
-    faulty: Services, tmp_path: Path, seed: int, name: str, number: signal.Signals
+    faulty: Services, tmp_path: Path, seed: int, name: str, number: signal.Signals, seconds: float
 ) -> None:
     """Gone for seconds in the middle of production: nothing is lost, doubled, or among the dead letters."""
-    with pipeline(faulty.settings, faulty.codec, f"dies-{name}-{number.value}", tmp_path) as rig:
+    with pipeline(
+        faulty.settings, faulty.codec, f"dies-{name}-{number.value}-{seconds:.0f}", tmp_path
+    ) as rig:
         processes = [rig.start("processor"), rig.start("sink")]
         traffic = rig.traffic(seed, seconds=12)
         traffic.reach(0.4)
         faulty.kill(name, number)
-        time.sleep(OUTAGE_SECONDS)
+        time.sleep(seconds)
         faulty.heal()
         traffic.finish()
         healed = rig.drain()
