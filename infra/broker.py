@@ -1,8 +1,7 @@
 """The broker: topics, producers, and a consumer whose positions come from the database.
 
 `Source` takes partitions by Kafka's group protocol (cooperative, static members) but reads from where its
-`claim` says, never from the group's committed offsets: it has none. Lag tools find the positions under a
-group of their own, `<name>-positions`.
+`claim` says, never from the group's committed offsets: those are only written as a hint for lag tools.
 """
 
 from __future__ import annotations
@@ -11,19 +10,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import (
-    Consumer,
-    ConsumerGroupTopicPartitions,
-    KafkaError,
-    KafkaException,
-    Message,
-    Producer,
-    TopicCollection,
-)
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicCollection
 from confluent_kafka import TopicPartition as KafkaPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
@@ -37,9 +27,11 @@ LIBRDKAFKA = logging.getLogger("librdkafka")  # otherwise it writes lines of its
 ADMIN_SECONDS = 30.0
 CLAIM_RETRY_SECONDS = 0.5
 CLOSE_SECONDS = 10.0
-HINT_SECONDS = 1.0
-HINT_SUFFIX = "-positions"
-"""What a consumer's name ends with as the group whose committed offsets are its positions."""
+SESSION_SECONDS = 10.0
+TWIN_SECONDS = SESSION_SECONDS + 5
+"""Fenced again within this time, a member has a twin; by itself it is fenced once in a session at most."""
+CONNECTING: dict[str, Any] = {"reconnect.backoff.max.ms": 1000}
+"""A broker that is back is found within a second: with the default of 10 s a member outstays its session."""
 
 
 class TopicMismatch(RuntimeError):
@@ -130,6 +122,7 @@ def producer(bootstrap_servers: str, **overrides: Any) -> Producer:
     return Producer(
         {
             "bootstrap.servers": bootstrap_servers,
+            **CONNECTING,
             "acks": "all",
             "enable.idempotence": True,
             "linger.ms": 5,
@@ -199,12 +192,11 @@ class Source:
         self._unproven: dict[TopicPartition, Claim] = {}
         self._retry_at = 0.0
         self._fatal: Exception | None = None
-        self._admin = admin(bootstrap_servers)
-        self._hints: dict[TopicPartition, int] = {}
-        self._hinting: list[Future[Any]] = []
-        self._hint_at = 0.0
-        config: dict[str, Any] = {
+        self._fenced_at: float | None = None
+        self._topics = list(topics)
+        self._config: dict[str, Any] = {
             "bootstrap.servers": bootstrap_servers,
+            **CONNECTING,
             "group.id": group,
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
@@ -212,7 +204,7 @@ class Source:
             "auto.offset.reset": "error",
             "isolation.level": "read_committed",
             "partition.assignment.strategy": "cooperative-sticky",
-            "session.timeout.ms": 10_000,
+            "session.timeout.ms": int(SESSION_SECONDS * 1000),
             "max.poll.interval.ms": 120_000,
             "enable.partition.eof": True,
             "fetch.wait.max.ms": 100,
@@ -221,11 +213,15 @@ class Source:
             **overrides,
         }
         if instance_id:
-            config["group.instance.id"] = instance_id
-        self._consumer = Consumer(config, logger=LIBRDKAFKA)
-        self._consumer.subscribe(
-            list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+            self._config["group.instance.id"] = instance_id
+        self._consumer = self._join()
+
+    def _join(self) -> Consumer:
+        consumer = Consumer(self._config, logger=LIBRDKAFKA)
+        consumer.subscribe(
+            self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
+        return consumer
 
     @property
     def assignment(self) -> dict[TopicPartition, int]:
@@ -238,7 +234,6 @@ class Source:
         Raises `Fenced`, `PositionRefused`, or `KafkaException` for what no retry mends.
         """
         self._assign_pending()
-        self._send_hints()
         # consume(n) waits for n records or the whole time-out: wait for one, then take what is there.
         messages = self._consumer.consume(1, timeout_s)
         if messages:
@@ -267,7 +262,8 @@ class Source:
                 batch.next_offset = offset + 1
             else:
                 batch.next_offset = max(batch.next_offset, offset)
-        return list(batches.values())
+        # Not those of before we were fenced.
+        return [b for b in batches.values() if self._epochs.get(b.at) == b.epoch]
 
     def rewind(self, batches: Iterable[PartitionBatch]) -> None:
         """Hand these batches, which took no effect, out again."""
@@ -298,24 +294,12 @@ class Source:
         self._retry_at = 0.0
 
     def hint(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Tell Kafka the positions, for lag tools only; a failure is of no consequence.
-
-        Under a group of its own, which has no members. A member's own commit that was still on its way while
-        the broker was down reaches it after the member has joined anew, under another id: the broker then
-        takes us for two processes with one identity, and fences the only one there is.
-        """
-        self._hints.update(offsets)
-
-    def _send_hints(self) -> None:
-        now = time.monotonic()
-        if not self._hints or now < self._hint_at or not all(answer.done() for answer in self._hinting):
-            return
-        self._hint_at = now + HINT_SECONDS
-        positions = [KafkaPartition(p.topic, p.partition, o) for p, o in self._hints.items()]
-        self._hints.clear()
-        group = ConsumerGroupTopicPartitions(self.group + HINT_SUFFIX, positions)
+        """Tell Kafka the positions, for lag tools only; a failure is of no consequence."""
         try:
-            self._hinting = list(self._admin.alter_consumer_group_offsets([group]).values())
+            self._consumer.commit(
+                offsets=[KafkaPartition(p.topic, p.partition, o) for p, o in offsets.items()],
+                asynchronous=True,
+            )
         except KafkaException as error:
             log.debug("offset hint was not taken", extra={"reason": str(error)})
 
@@ -445,11 +429,30 @@ class Source:
         except KafkaException as error:
             raise ConnectionError(f"the broker does not answer: {error}") from error
 
+    def _join_anew(self) -> None:
+        """Go on after the broker has fenced this member. Raises `Fenced` where it has a twin.
+
+        librdkafka fences itself: away for longer than a session, it joins as a new member, and its own
+        heartbeat or commit under the old member's id comes after that (librdkafka#3437). A twin that is
+        fenced by us in turn joins anew as well; the one that is fenced twice gives way.
+        """
+        now = time.monotonic()
+        if self._fenced_at is not None and now < self._fenced_at + TWIN_SECONDS:
+            raise Fenced(f"{self.group}: another process took this member's identity")
+        self._fenced_at = now
+        log.warning("fenced by the broker; joining the group anew", extra={"group": self.group})
+        self._epochs.clear()
+        self._pending.clear()
+        self._unproven.clear()
+        self.close()
+        self._consumer = self._join()
+
     def _refuse(self, message: Message, error: KafkaError) -> None:
         code = error.code()
         # A fatal error comes under a code of its own, with only its text to say which one it is.
         if code == KafkaError._FATAL and "fenced" in error.str():
-            raise Fenced(f"{self.group}: another process took this member's identity")
+            self._join_anew()
+            return
         if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             raise PositionRefused(
                 f"{self.group}: position of {message.topic()}/{message.partition()} lies outside the log"

@@ -14,14 +14,13 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
+from infra.broker import SESSION_SECONDS
 from infra.codec import Codec
 from infra.settings import Settings
 from tests.faults.conftest import Services
 from tests.faults.rig import pipeline, until
 
 OUTAGE_SECONDS = 4.0
-SESSION_SECONDS = 10.0
-"""How long a group waits for a member; a member away for longer joins anew."""
 
 
 @pytest.mark.faults

@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -54,15 +55,19 @@ def die_at(place: str, nth: int, number: signal.Signals) -> None:
     method: Callable[..., Any] = getattr(owner, name)
     calls = 0
 
+    def end() -> None:
+        # To this thread: sent to the process, another one might take it while this one goes on to commit.
+        signal.pthread_kill(threading.get_ident(), number)
+
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
         this = calls  # the method may call itself
         if this == nth and not after:
-            os.kill(os.getpid(), number)
+            end()
         result = method(*args, **kwargs)
         if this == nth and after:
-            os.kill(os.getpid(), number)
+            end()
         return result
 
     setattr(owner, name, wrapped)
