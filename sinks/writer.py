@@ -201,12 +201,18 @@ class Writer:
         ]
         if not batches:
             return Written({}, 0, 0, 0)
-        items: list[_Item] = []
         blocks: list[Block] = []
         letters: list[Event] = []
         own: list[Event] = []
         for batch in batches:
-            self._read(batch, items, blocks, letters, own)
+            self._read(batch, blocks, letters, own)
+        # A topic goes by column or row by row as a whole: of two rows with one key the first stays first.
+        torn = {block.topic.name for block in blocks if not block.columns}
+        items: list[_Item] = []
+        for block in blocks:
+            if block.topic.name in torn:
+                self._itemize(block, items, own)
+        blocks = [block for block in blocks if block.topic.name not in torn]
         with self._database() as connection:
             if not self._targets:
                 self._targets = [
@@ -237,12 +243,14 @@ class Writer:
     def _read(
         self,
         batch: PartitionBatch,
-        items: list[_Item],
         blocks: list[Block],
         letters: list[Event],
         own: list[Event],
     ) -> None:
-        """Decode a batch into rows to store, dead letters to store, and dead letters of this sink's own."""
+        """Decode a batch into rows to store, dead letters to store, and dead letters of this sink's own.
+
+        A block without columns is to be made row by row.
+        """
         is_letter = batch.at.topic in self._letters
         topic = self._letters[batch.at.topic] if is_letter else self._topics[batch.at.topic]
         decoded = self._columns[topic.name].decode([m.value() for m in batch.messages])
@@ -265,9 +273,8 @@ class Writer:
             by_column = {i: m.columns(decoded.batch) for i, m in mappings.items() if m.columns is not None}
         except (ValueError, ArithmeticError, pa.ArrowException):
             by_column = {}  # one row is at fault: which one, making them one by one will tell
-        if len(by_column) < len(mappings) or not mappings:
-            self._itemize(block, items, own)
-            return
+        if len(by_column) < len(mappings):
+            by_column = {}
         places = {
             "source_partition": np.full(len(block), batch.at.partition),
             "source_offset": -1 - offsets if self._replaying else offsets,
