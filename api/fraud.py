@@ -49,15 +49,21 @@ class Decision(BaseModel):
     home_country: str | None
     mcc: str | None
     channel: str
+    count_10m: int | None
+    sum_10m_minor: int | None
     count_1h: int = Field(description="Transactions of the card in the hour up to and including this one.")
     sum_1h_minor: int
     count_24h: int
     sum_24h_minor: int
+    max_24h_minor: int | None
+    merchants_24h: int | None
     count_7d: int
     sum_7d_minor: int
+    max_7d_minor: int | None
     since_previous_ms: int | None
     late_ms: int = Field(description="How far it lay behind the card's newest transaction when decided.")
     windows_complete: bool
+    fraud_chance: float | None = Field(description="By the forest; null where the model has none.")
     model_risk: float
     risk: float = Field(description="0.0 to 1.0, model and rules together.")
     decision: Answer

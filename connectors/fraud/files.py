@@ -16,12 +16,15 @@ from schemas.fraud import CARD_TRANSACTIONS
 HANDBOOK_CURRENCY = "EUR"
 """The handbook's amounts carry none; it is one currency with two decimals."""
 
+LABEL = "is_fraud"
+"""The column that tells which transactions were frauds. Models learn from it; no transaction has it."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 
 
 def _handbook(batch: pa.RecordBatch, first_row: int) -> Iterator[tuple[Topic, Event]]:
-    # The labels (is_fraud, fraud_scenario) are not part of a transaction: nobody knows them when it happens.
+    # The labels (`LABEL`, fraud_scenario) are not part of a transaction: nobody knows them when it happens.
     ids = batch["transaction_id"].to_pylist()
     times = batch["occurred_at"].cast(pa.timestamp("ms")).cast(pa.int64()).to_pylist()
     customers = batch["customer_id"].to_pylist()

@@ -55,13 +55,16 @@ class _Card:
     shops: tuple[int, ...]
 
 
-def steps(rng: Random, now_ms: Callable[[], int]) -> Iterator[Step]:
-    """Endless traffic for the gateway, and a little poison past it."""
+def steps(rng: Random, now_ms: Callable[[], int], frauds: set[str] | None = None) -> Iterator[Step]:
+    """Endless traffic for the gateway, and a little poison past it.
+
+    The ids of a thief's transactions are added to `frauds`, before they are sent.
+    """
     while True:
-        yield from _generation(rng, now_ms)
+        yield from _generation(rng, now_ms, set() if frauds is None else frauds)
 
 
-def _generation(rng: Random, now_ms: Callable[[], int]) -> Iterator[Step]:
+def _generation(rng: Random, now_ms: Callable[[], int], frauds: set[str]) -> Iterator[Step]:
     start_ms = now_ms() - HISTORY_MS
     cards = [_card(rng, f"{start_ms // 1000:x}-{rng.getrandbits(16):04x}", n) for n in range(CARDS)]
     number = count()
@@ -72,6 +75,8 @@ def _generation(rng: Random, now_ms: Callable[[], int]) -> Iterator[Step]:
 
     def use(card: _Card, at_ms: int, stolen: bool) -> None:
         body = _transaction(rng, card, at_ms, stolen)
+        if stolen:
+            frauds.add(body["event_id"])
         sent_ms = at_ms
         chance = rng.random()
         if chance < VERY_LATE:

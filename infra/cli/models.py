@@ -33,7 +33,11 @@ def train_fraud(
     ] = None,
     rows: Annotated[int, typer.Option(min=1_000, help="Most rows to train on.")] = 100_000,
 ) -> None:
-    """Train the anomaly model and put it in force: from a file, the ledger, or simulated traffic."""
+    """Train the model and put it in force: from a file, the ledger, or simulated traffic.
+
+    Where it is known which transactions were frauds (a file with a column `is_fraud`, simulated traffic),
+    the model gets a forest beside its anomaly score.
+    """
     settings = Settings.load()
     from infra import versions
     from infra.postgres import connect
@@ -53,9 +57,10 @@ def train_fraud(
         artifact = fit(decisions)
         card = {
             "domain": "fraud",
-            "kind": "isolation forest",
+            "kind": "isolation forest" + (" and random forest" if artifact["forest"] else ""),
             "features": list(artifact["features"]),
             "rows": artifact["rows"],
+            "frauds": artifact["frauds"],
             "learned_from": learned_from,
         }
         sha256 = store_artifact(settings.object_store, artifact, card)
@@ -64,7 +69,12 @@ def train_fraud(
             typer.echo(f"fraud model {version} is the same already ({sha256[:12]})")
             return
         version = versions.publish(connection, "fraud", "model", {"sha256": sha256, **card})
-    typer.echo(f"fraud model {version} is in force: {artifact['rows']} rows, {sha256[:12]}")
+    taught = (
+        f"{artifact['frauds']} frauds among them"
+        if artifact["forest"]
+        else "too few known frauds for a forest"
+    )
+    typer.echo(f"fraud model {version} is in force: {artifact['rows']} rows, {taught}, {sha256[:12]}")
 
 
 @models.command()
@@ -86,9 +96,10 @@ def _of_ledger(connection: Any, rows: int) -> list[dict[str, Any]]:
     with connection.cursor(row_factory=dict_row) as cursor:
         cursor.execute(
             "SELECT (extract(epoch FROM occurred_at) * 1000)::bigint AS occurred_at, amount_minor, channel,"
-            " country, home_country, count_1h, sum_1h_minor, count_24h, sum_24h_minor, count_7d,"
-            " sum_7d_minor, since_previous_ms FROM card_ledger ORDER BY card_ledger.occurred_at DESC"
-            " LIMIT %s",
+            " country, home_country, count_10m, sum_10m_minor, count_1h, sum_1h_minor, count_24h,"
+            " sum_24h_minor, max_24h_minor, merchants_24h, count_7d, sum_7d_minor, max_7d_minor,"
+            " since_previous_ms FROM card_ledger WHERE count_10m IS NOT NULL"
+            " ORDER BY card_ledger.occurred_at DESC LIMIT %s",
             (rows,),
         )
         found: list[dict[str, Any]] = cursor.fetchall()
@@ -100,7 +111,7 @@ def _of_file(path: Path, rows: int) -> Iterator[dict[str, Any]]:
     import pyarrow.csv
     import pyarrow.parquet
 
-    from connectors.fraud.files import FILES
+    from connectors.fraud.files import FILES, LABEL
 
     if path.suffix == ".csv":
         batches: Iterable[Any] = pyarrow.csv.open_csv(path)
@@ -114,23 +125,31 @@ def _of_file(path: Path, rows: int) -> Iterator[dict[str, Any]]:
         raise typer.BadParameter(
             f"{path.name} has other columns than {known}; rename them", param_hint="--from"
         )
-    events = (event for batch in batches for _, event in source.events(batch, 0))
-    return _decided(islice(events, rows))
+
+    def events() -> Iterator[dict[str, Any]]:
+        for batch in batches:
+            labels = batch[LABEL].to_pylist() if LABEL in names else [None] * len(batch)
+            for (_, event), label in zip(source.events(batch, 0), labels, strict=True):
+                yield {**event, LABEL: None if label is None else bool(label)}
+
+    return _decided(islice(events(), rows))
 
 
 def _simulated(rows: int) -> Iterator[dict[str, Any]]:
     """Decisions on simulated traffic."""
+    from connectors.fraud.files import LABEL
     from connectors.fraud.http import Transaction
     from connectors.fraud.traffic import steps
     from connectors.traffic import Http
 
     def events() -> Iterator[dict[str, Any]]:
-        for step in steps(Random(0), lambda: SIMULATED_NOW_MS):  # noqa: S311 -- simulation
+        stolen: set[str] = set()
+        for step in steps(Random(0), lambda: SIMULATED_NOW_MS, stolen):  # noqa: S311 -- simulation
             if isinstance(step, Http):
                 for body in step.json if isinstance(step.json, list) else [step.json]:
                     event = Transaction.model_validate(body).event()
                     if event["occurred_at"] <= SIMULATED_NOW_MS:  # the rest is poison
-                        yield event
+                        yield {**event, LABEL: event["event_id"] in stolen}
 
     return _decided(islice(events(), rows))
 

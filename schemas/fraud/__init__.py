@@ -27,6 +27,7 @@ FRAUD_SCORING = Processor(
     sources=(CARD_TRANSACTIONS,),
     outputs=(CARD_DECISIONS,),
     stateful=True,
+    code_version=2,
     # A card's windows and lateness reach back 8 days, and it is forgotten when it is idle for as long.
     memory_ms=17 * DAY_MS,
 )
@@ -42,7 +43,7 @@ CARD_LEDGER = Table(
 
 PIPELINE = Pipeline(
     name="fraud",
-    about="Card transactions are scored over event-time windows, by rules and by an anomaly model",
+    about="Card transactions are scored over event-time windows, by rules and by a model",
     inputs=(CARD_TRANSACTIONS,),
     processors=(FRAUD_SCORING,),
     tables=(CARD_LEDGER,),

@@ -54,7 +54,7 @@ class Bounds(NamedTuple):
     `widths_ms`: of the windows 10m, 1h, 24h and 7d, in this order.
     """
 
-    widths_ms: tuple = (600_000, history.HOUR_MS, history.DAY_MS, history.LONGEST_MS)
+    widths_ms: tuple = tuple(history.WINDOWS_MS.values())
     lateness_ms: int = history.LATENESS_MS
     idle_ms: int = history.IDLE_MS
     cards_max: int = history.CARDS_MAX

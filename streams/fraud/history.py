@@ -17,8 +17,9 @@ from __future__ import annotations
 
 from schemas.declare import DAY_MS, FUTURE_MS
 
-HOUR_MS = 3_600_000
-WINDOWS_MS = {"1h": HOUR_MS, "24h": DAY_MS, "7d": 7 * DAY_MS}
+MINUTE_MS = 60_000
+HOUR_MS = 60 * MINUTE_MS
+WINDOWS_MS = {"10m": 10 * MINUTE_MS, "1h": HOUR_MS, "24h": DAY_MS, "7d": 7 * DAY_MS}
 LONGEST_MS = max(WINDOWS_MS.values())
 LATENESS_MS = DAY_MS
 HORIZON_MS = LONGEST_MS + LATENESS_MS

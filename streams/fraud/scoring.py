@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.artifacts import load_artifact
-from models.fraud import NUMBERS, AnomalyModel, features, matrix
+from models.fraud import NUMBERS, FraudModel, features
 from models.trees import Ints
 from schemas.fraud import CARD_DECISIONS, FRAUD_SCORING
 from streams.decide import ColumnRecords, Outcomes, Versions
@@ -28,11 +29,15 @@ from streams.fraud.rules import Bools, Rules, load_rules
 
 DECLINE_RISK = 0.95
 REVIEW_RISK = 0.75
-MODEL_REASONS = (
+RARITY_REASONS = (
     (0.75, "rarer than 1 in 1,000 to the anomaly model"),
     (0.5, "rarer than 1 in 100 to the anomaly model"),
 )
-"""From which model risk which reason is given."""
+CHANCE_REASONS = (
+    (0.5, "more likely fraud than not by the frauds known"),
+    (0.1, "like transactions of which 1 in 10 was fraud"),
+)
+"""From which value of a model's score which reason is given."""
 
 AMOUNT_MAX_MINOR = 10**12
 OCCURRED_FROM_MS = 946_684_800_000  # 2000-01-01: a clock that was never set says 1970
@@ -42,18 +47,6 @@ CURRENCY = re.compile(r"[A-Z]{3}")
 MCC = re.compile(r"[0-9]{4}")
 
 IDENTITY = ("occurred_at", "card_id", "amount_minor", "currency")
-WINDOW_FIELDS = (
-    "count_1h",
-    "sum_1h_minor",
-    "count_24h",
-    "sum_24h_minor",
-    "count_7d",
-    "sum_7d_minor",
-    "since_previous_ms",
-    "late_ms",
-    "windows_complete",
-)
-PLACES = {name: n for n, name in enumerate(WINDOWS)}
 NAMES = ("event_id", "card_id", "tenant", "customer_id", "merchant_id", "terminal_id")
 PLAIN_NAME = r"^[\x20-\x7e]{1,128}$"
 FORMS = (("currency", CURRENCY), ("country", COUNTRY), ("home_country", COUNTRY), ("mcc", MCC))
@@ -123,12 +116,12 @@ class FraudScoring:
     def new_state(self) -> Histories:
         return Histories()
 
-    def load_version(self, kind: str, version: int, body: Any) -> Rules | AnomalyModel:
+    def load_version(self, kind: str, version: int, body: Any) -> Rules | FraudModel:
         """Rules are checked, a model is read and its hash compared; raises RuleError, ArtifactError."""
         if kind == "rules":
             return load_rules(version, body)
         if kind == "model":
-            return AnomalyModel.of(version, load_artifact(self._object_store(), body["sha256"]))
+            return FraudModel.of(version, load_artifact(self._object_store(), body["sha256"]))
         raise ValueError(f"fraud-scoring has no versions of kind {kind!r}; it has {self.version_kinds}")
 
     def decide_columns(
@@ -203,17 +196,18 @@ def _repeat(records: ColumnRecords, found: Inserted, answers: list[bytes | None]
 
 
 def _decisions(
-    batch: pa.RecordBatch, windows: Ints, rules: Rules, model: AnomalyModel | None
+    batch: pa.RecordBatch, windows: Ints, rules: Rules, model: FraudModel | None
 ) -> pa.RecordBatch:
     """The answers to new transactions, as CARD_DECISIONS has them. Element by element: see docs/adr/0031."""
     count = len(batch)
-    known = {name: windows[:, PLACES[name]] for name in WINDOW_FIELDS}
+    known = {name: windows[:, n] for n, name in enumerate(WINDOWS)}
     numbers = {n: known[n] if n in known else batch.column(n).to_numpy() for n in NUMBERS}
     texts = {name: batch.column(name) for name in RULE_TEXTS}
     found = features(numbers, texts)
-    risks = np.zeros(count) if model is None else model.risks(matrix(found))
+    scores = None if model is None else model.scores(found)
+    model_risk = np.zeros(count) if scores is None else scores.risk
     fired = rules.fired({**found, **texts, "late_ms": known["late_ms"]})
-    safe = 1.0 - risks
+    safe = 1.0 - model_risk
     declined, reviewed = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
     reasons: list[list[str]] = [[] for _ in range(count)]
     ids: list[list[str]] = [[] for _ in range(count)]
@@ -223,8 +217,12 @@ def _decisions(
         for row in np.flatnonzero(fires).tolist():
             reasons[row].append(rule.reason)
             ids[row].append(rule.id)
-    for row in np.flatnonzero(risks >= MODEL_REASONS[-1][0]).tolist():
-        reasons[row].append(next(reason for level, reason in MODEL_REASONS if risks[row] >= level))
+    chance = None
+    if scores is not None:
+        chance = scores.chance
+        _explain(reasons, scores.rarity, RARITY_REASONS)
+        if chance is not None:
+            _explain(reasons, chance, CHANCE_REASONS)
     risk = np.rint(np.clip(1.0 - safe, 0.0, 1.0) * 10_000) / 10_000
     decision = np.where(
         declined | (risk >= DECLINE_RISK),
@@ -236,7 +234,8 @@ def _decisions(
         **known,
         "since_previous_ms": pa.array(known["since_previous_ms"], mask=known["since_previous_ms"] < 0),
         "windows_complete": known["windows_complete"] == 1,
-        "model_risk": risks,
+        "fraud_chance": pa.nulls(count, pa.float64()) if chance is None else chance,
+        "model_risk": model_risk,
         "risk": risk,
         "decision": pa.array(decision, type=pa.string()),
         "reasons": pa.array(reasons, type=pa.list_(pa.string())),
@@ -246,6 +245,14 @@ def _decisions(
         "code_version": np.full(count, FRAUD_SCORING.code_version, dtype=np.int32),
     }
     return pa.RecordBatch.from_pydict({name: columns[name] for name in CARD_DECISIONS.fields})
+
+
+def _explain(
+    reasons: list[list[str]], values: npt.NDArray[np.float64], levels: Sequence[tuple[float, str]]
+) -> None:
+    """Add the reason of the highest level that a row's value reaches."""
+    for row in np.flatnonzero(values >= levels[-1][0]).tolist():
+        reasons[row].append(next(reason for level, reason in levels if values[row] >= level))
 
 
 def _scoped(tenant: str, name: str) -> str:

@@ -14,7 +14,7 @@ from infra import versions
 from infra.cli import build
 from infra.postgres import connect
 from infra.settings import Settings
-from models.fraud import AnomalyModel
+from models.fraud import FraudModel
 from streams.fraud import PROCESSORS
 
 
@@ -31,15 +31,16 @@ def test_training_puts_a_model_in_force(
     monkeypatch.setenv("MILLRACE_OBJECT_STORE", str(tmp_path))
     with connect(database.database_url) as connection:
         before = versions.latest(connection, "fraud", ["model"])["model"]
-        first = millrace("models", "train", "fraud", "--rows", "3000")
+        first = millrace("models", "train", "fraud", "--rows", "6000")
         version = versions.latest(connection, "fraud", ["model"])["model"]
-        # Of 3,000 simulated transactions some are sent again, which teach nothing.
+        # Of 6,000 simulated transactions some are sent again, which teach nothing.
         said = re.search(rf"fraud model {version} is in force: (\d+) rows", first.output)
-        assert version == before + 1 and said is not None and 2_700 < int(said[1]) < 3_000
+        assert version == before + 1 and said is not None and 5_400 < int(said[1]) < 6_000
         body = versions.body(connection, "fraud", "model", version)
         model = PROCESSORS["fraud-scoring"]().load_version("model", version, body)
-        assert isinstance(model, AnomalyModel) and model.version == version
-        assert "is the same already" in millrace("models", "train", "fraud", "--rows", "3000").output
+        assert isinstance(model, FraudModel) and model.version == version
+        assert model.forest is not None, "the simulation knows its thieves"
+        assert "is the same already" in millrace("models", "train", "fraud", "--rows", "6000").output
         assert versions.latest(connection, "fraud", ["model"])["model"] == version
 
 
@@ -48,12 +49,13 @@ def test_training_from_a_file(database: Settings, tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("MILLRACE_OBJECT_STORE", str(tmp_path / "objects"))
     rows = [
         {"event_id": f"e{n}", "occurred_at": 1_700_000_000_000 + n * 60_000, "card_id": f"c{n % 9}"}
-        | {"amount_minor": n * 37 % 5000, "currency": "EUR"}
+        | {"amount_minor": n * 37 % 5000, "currency": "EUR", "is_fraud": n * 37 % 5000 > 4500}
         for n in range(1200)
     ]
     path = tmp_path / "transactions.parquet"
     pq.write_table(pa.Table.from_pylist(rows), path)
-    assert "1200 rows" in millrace("models", "train", "fraud", "--from", str(path)).output
+    output = millrace("models", "train", "fraud", "--from", str(path)).output
+    assert f"1200 rows, {sum(row['is_fraud'] for row in rows)} frauds among them" in output
     other = tmp_path / "other.parquet"
     pq.write_table(pa.table({"x": [1]}), other)
     refused = CliRunner().invoke(build(), ["models", "train", "fraud", "--from", str(other)])

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 
 from infra.codec import without_logical_types
 from infra.columns import arrow_schema
-from models.fraud import FEATURES, AnomalyModel, train
+from models.fraud import FEATURES, FraudModel, features_of, train
 from schemas.declare import Topic
 from schemas.fraud import CARD_DECISIONS, CARD_TRANSACTIONS
 from streams.decide import ColumnLogic, Event, Outcomes, Record
 from streams.fraud.history import DAY_MS, HORIZON_MS, HOUR_MS, IDLE_MS, LATENESS_MS, WINDOWS_MS
 from streams.fraud.rules import load_rules
-from streams.fraud.scoring import FraudScoring
+from streams.fraud.scoring import CHANCE_REASONS, RARITY_REASONS, FraudScoring
 from tests.streams.columns import columns_of
 
 T0 = 1_700_000_000_000
@@ -161,7 +161,9 @@ def logs(draw: st.DrawFn) -> list[Record]:
         )
     )
     distinct = [
-        transaction(f"e{n}", at_ms, card, amount, tenant=tenant, country=country)
+        transaction(
+            f"e{n}", at_ms, card, amount, tenant=tenant, country=country, merchant_id=(None, "m", "n")[n % 3]
+        )
         for n, (at_ms, card, amount, tenant, country) in enumerate(drawn)
     ]
     events: list[Event] = []
@@ -191,6 +193,13 @@ class Known:
     @property
     def newest_ms(self) -> int:
         return max(e["occurred_at"] for e in self.events)
+
+
+def biggest(inside: Sequence[Event]) -> dict[str, int]:
+    """What the windows of 24 h and 7 d say beside counts and sums, were these all of their transactions."""
+    amount = max(e["amount_minor"] for e in inside)
+    merchants = {e["merchant_id"] for e in inside} - {None}
+    return {"max_24h_minor": amount, "merchants_24h": len(merchants), "max_7d_minor": amount}
 
 
 def oracle(records: Sequence[Record]) -> list[dict[str, Any]]:
@@ -224,6 +233,7 @@ def oracle(records: Sequence[Record]) -> list[dict[str, Any]]:
             answers.append(
                 expected
                 | {
+                    **biggest([event]),
                     "late_ms": card.newest_ms - at_ms,
                     "windows_complete": False,
                     "since_previous_ms": None,
@@ -236,9 +246,10 @@ def oracle(records: Sequence[Record]) -> list[dict[str, Any]]:
         known = [e for e in card.events if e["occurred_at"] > card.newest_ms - HORIZON_MS]
         expected = {}
         for name, width_ms in WINDOWS_MS.items():
-            inside = [e["amount_minor"] for e in known if at_ms - width_ms < e["occurred_at"] <= at_ms]
+            inside = [e for e in known if at_ms - width_ms < e["occurred_at"] <= at_ms]
             expected[f"count_{name}"] = len(inside)
-            expected[f"sum_{name}_minor"] = sum(inside)
+            expected[f"sum_{name}_minor"] = sum(e["amount_minor"] for e in inside)
+            expected |= {k: v for k, v in biggest(inside).items() if name in k}
         earlier = [
             e["occurred_at"] for e in known[:-1] if at_ms - WINDOWS_MS["7d"] < e["occurred_at"] <= at_ms
         ]
@@ -305,7 +316,7 @@ def test_a_restored_state_goes_on_the_same(records: list[Record], data: st.DataO
 
 
 @pytest.fixture(scope="module")
-def model() -> AnomalyModel:
+def model() -> FraudModel:
     """A model trained on what the decision itself answers to random transactions."""
     rng = Random(5)
     events = (
@@ -319,12 +330,13 @@ def model() -> AnomalyModel:
         )
         for n in range(1200)
     )
-    return AnomalyModel.of(3, train(run(log_of(events), batch=400).emitted))
+    decided = run(log_of(events), batch=400).emitted
+    return FraudModel.of(3, train([{**e, "is_fraud": e["amount_minor"] > 4_000} for e in decided]))
 
 
 @given(logs())
 @settings(max_examples=40, deadline=None)
-def test_decisions_do_not_depend_on_batches(model: AnomalyModel, records: list[Record]) -> None:
+def test_decisions_do_not_depend_on_batches(model: FraudModel, records: list[Record]) -> None:
     """The same log in batches of 1, 2, 7 and 512 gives the same bytes, with rules and model in force."""
     versions = {"rules": RULES, "model": model}
     whole = bytes(run(records, 512, versions))
@@ -332,7 +344,7 @@ def test_decisions_do_not_depend_on_batches(model: AnomalyModel, records: list[R
         assert bytes(run(records, batch, versions)) == whole
 
 
-def test_a_long_log_does_not_depend_on_batches(model: AnomalyModel) -> None:
+def test_a_long_log_does_not_depend_on_batches(model: FraudModel) -> None:
     """Batches of full size too give the bytes of single records, and leave the same state."""
     rng = Random(11)
     records = log_of(
@@ -354,7 +366,7 @@ def test_a_long_log_does_not_depend_on_batches(model: AnomalyModel) -> None:
     assert len({e["model_risk"] for e in run(records, 512, {"model": model}).emitted}) > 20
 
 
-def test_risk_combines_rules_and_model(model: AnomalyModel) -> None:
+def test_risk_combines_rules_and_model(model: FraudModel) -> None:
     """Risk is 1 - (1 - model) * product of (1 - score); a rule's action decides whatever the risk."""
     event = transaction("e", T0, amount=1000, country="FR")
     by_rules = run(log_of([event])).emitted[0]
@@ -368,12 +380,22 @@ def test_risk_combines_rules_and_model(model: AnomalyModel) -> None:
     assert (neither["risk"], neither["decision"], neither["rules_version"]) == (0.0, "APPROVE", 0)
 
 
-def test_an_unusual_transaction_is_riskier(model: AnomalyModel) -> None:
+def test_an_unusual_transaction_is_riskier(model: FraudModel) -> None:
     """What the model never saw the like of is rarer than 1 in 100 to it, an ordinary first use is not."""
     usual = transaction("u", T0 + 12 * HOUR_MS, "x", 1100, country="IE", channel="PRESENT")
     odd = transaction("o", T0 + 3 * HOUR_MS, "y", 10_000_000, country="FR", channel="ONLINE")
     risks = {e["event_id"]: e["model_risk"] for e in run(log_of([usual, odd]), 2, {"model": model}).emitted}
     assert risks["u"] < 0.5 <= risks["o"]
+
+
+def test_what_the_model_says_is_explained(model: FraudModel) -> None:
+    """That a transaction is rare and that it is like known frauds is said, in that order."""
+    event = transaction("o", T0 + 3 * HOUR_MS, "y", 100_000, country=None, channel="ONLINE")
+    (said,) = run(log_of([event]), versions={"model": model}).emitted
+    assert said["reasons"] == [RARITY_REASONS[0][1], CHANCE_REASONS[0][1]]
+    assert said["fraud_chance"] >= 0.5 and said["decision"] == "DECLINE"
+    (silent,) = run(log_of([event]), versions={"rules": None}).emitted
+    assert (silent["reasons"], silent["fraud_chance"]) == ([], None)
 
 
 @pytest.mark.parametrize(
@@ -461,4 +483,4 @@ def test_the_answer_is_the_schemas() -> None:
     """An answer has exactly the fields of card-decisions, and the vector exactly the declared features."""
     answer = run(log_of([transaction("e", T0)])).emitted[0]
     assert tuple(answer) == tuple(CARD_DECISIONS.fields)
-    assert isinstance(scoring(), ColumnLogic) and len(FEATURES) == 13
+    assert isinstance(scoring(), ColumnLogic) and tuple(features_of([answer])) == FEATURES
