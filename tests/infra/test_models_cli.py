@@ -31,16 +31,16 @@ def test_training_puts_a_model_in_force(
     monkeypatch.setenv("MILLRACE_OBJECT_STORE", str(tmp_path))
     with connect(database.database_url) as connection:
         before = versions.latest(connection, "fraud", ["model"])["model"]
-        first = millrace("models", "train", "fraud", "--rows", "6000")
+        first = millrace("models", "train", "fraud", "--rows", "8000")
         version = versions.latest(connection, "fraud", ["model"])["model"]
-        # Of 6,000 simulated transactions some are sent again, which teach nothing.
+        # Of 8,000 simulated transactions some are sent again, which teach nothing.
         said = re.search(rf"fraud model {version} is in force: (\d+) rows", first.output)
-        assert version == before + 1 and said is not None and 5_400 < int(said[1]) < 6_000
+        assert version == before + 1 and said is not None and 7_200 < int(said[1]) < 8_000
         body = versions.body(connection, "fraud", "model", version)
         model = PROCESSORS["fraud-scoring"]().load_version("model", version, body)
         assert isinstance(model, FraudModel) and model.version == version
         assert model.forest is not None, "the simulation knows its thieves"
-        assert "is the same already" in millrace("models", "train", "fraud", "--rows", "6000").output
+        assert "is the same already" in millrace("models", "train", "fraud", "--rows", "8000").output
         assert versions.latest(connection, "fraud", ["model"])["model"] == version
 
 
