@@ -243,8 +243,8 @@ MUTANTS = (
     Mutant(
         "decisions that know no batches",
         "streams/fraud/scoring.py",
-        "safe = 1.0 - risks\n",
-        "safe = 1.0 - risks if count < 100 else 0.9 - risks\n",
+        "safe = 1.0 - model_risk\n",
+        "safe = 1.0 - model_risk if count < 100 else 0.9 - model_risk\n",
         f"{CONTRACTS}::test_answers_and_state_do_not_depend_on_batches_nor_on_restarts[fraud]",
     ),
     Mutant(
