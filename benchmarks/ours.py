@@ -24,8 +24,9 @@ from schemas.declare import Topic
 from sinks.blocks import ms
 from sinks.rows import RowMapping, from_ms
 from sinks.runtime import Sink
-from streams.decide import ColumnRecords, LogicFactory, Outcomes, Versions
+from streams.decide import ColumnRecords, LogicFactory, Outcomes, Stretch, Versions
 from streams.fraud.histories import WINDOWS, Histories
+from streams.fraud.scoring import place
 from streams.runtime import Worker
 
 
@@ -44,19 +45,16 @@ class Scoring:
         raise LookupError(kind)
 
     def decide_columns(
-        self, state: Histories, records: ColumnRecords, versions: Versions, out: Outcomes
+        self,
+        stretches: Sequence[Stretch[Histories]],
+        records: ColumnRecords,
+        versions: Versions,
+        out: Outcomes,
     ) -> None:
         batch = records.batch
         cards = batch.column("card_id").to_pylist()
         amounts = batch.column("amount_minor").to_numpy()
-        found = state.insert(
-            batch.column("occurred_at").to_numpy(),
-            amounts,
-            records.append_ms,
-            cards,
-            batch.column("event_id").to_pylist(),
-            batch.column("merchant_id").to_pylist(),
-        )
+        found = place(stretches, records)
         new = found.first == np.arange(len(records))
         count, total = (found.windows[:, WINDOWS.index(n)] for n in ("count_24h", "sum_24h_minor"))
         ratio = amounts * count / (total + 10_000.0)
@@ -69,7 +67,8 @@ class Scoring:
             first = int(found.first[row])
             answers[row] = found.known[row] if first < 0 else answers[first]
         out.duplicate(int(len(new) - new.sum()))
-        state.keep(answers)
+        for stretch in stretches:
+            stretch.state.keep(answers[stretch.rows])
         out.emit_encoded(self._scores, [card.encode() for card in cards], answers)
 
 

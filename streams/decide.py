@@ -23,6 +23,8 @@ from schemas.platform import TICK
 Event = dict[str, Any]
 """A decoded value: timestamps are integers in the schema's unit (UTC), never datetimes."""
 
+Ints = npt.NDArray[np.int64]
+
 T = TypeVar("T")
 
 
@@ -43,30 +45,46 @@ class Record:
 
 @dataclass(slots=True, frozen=True)
 class ColumnRecords:
-    """Records of one partition in log order, by column: row r of `batch` is the event at `offsets[r]`.
+    """Records of one topic by column: row r of `batch` is the event at `offsets[r]` of `partitions[r]`.
 
-    `append_ms` is the broker's append time, UTC. Timestamps are integers in the schema's unit.
+    Those of a partition stand together, in log order. `append_ms` is the broker's append time, UTC.
+    Timestamps are integers in the schema's unit.
     """
 
     topic: str
-    partition: int
-    offsets: npt.NDArray[np.int64]
-    append_ms: npt.NDArray[np.int64]
+    partitions: Ints
+    offsets: Ints
+    append_ms: Ints
     batch: pa.RecordBatch
+
+    @classmethod
+    def joined(cls, parts: Sequence[ColumnRecords]) -> ColumnRecords:
+        """Those of several partitions of one topic, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            parts[0].topic,
+            np.concatenate([p.partitions for p in parts]),
+            np.concatenate([p.offsets for p in parts]),
+            np.concatenate([p.append_ms for p in parts]),
+            pa.concat_batches([p.batch for p in parts]),
+        )
 
     def __len__(self) -> int:
         return len(self.offsets)
 
     def slice(self, start: int, end: int) -> ColumnRecords:
         """The rows from `start` up to, not including, `end`."""
-        rows = slice(start, end)
-        part = self.batch.slice(start, end - start)
-        return ColumnRecords(self.topic, self.partition, self.offsets[rows], self.append_ms[rows], part)
+        return self._chosen(slice(start, end), self.batch.slice(start, end - start))
 
-    def take(self, rows: npt.NDArray[np.int64]) -> ColumnRecords:
+    def take(self, rows: Ints) -> ColumnRecords:
         """These rows; they rise."""
-        batch = self.batch.take(pa.array(rows))
-        return ColumnRecords(self.topic, self.partition, self.offsets[rows], self.append_ms[rows], batch)
+        return self._chosen(rows, self.batch.take(pa.array(rows)))
+
+    def _chosen(self, rows: Any, batch: pa.RecordBatch) -> ColumnRecords:
+        return ColumnRecords(
+            self.topic, self.partitions[rows], self.offsets[rows], self.append_ms[rows], batch
+        )
 
     def record(self, row: int) -> Record:
         """One of them."""
@@ -75,8 +93,8 @@ class ColumnRecords:
 
     def records(self) -> list[Record]:
         """The same one by one."""
-        places = zip(self.offsets.tolist(), self.append_ms.tolist(), events_of(self.batch), strict=True)
-        return [Record(self.topic, self.partition, *place) for place in places]
+        places = (self.partitions.tolist(), self.offsets.tolist(), self.append_ms.tolist())
+        return [Record(self.topic, *row) for row in zip(*places, events_of(self.batch), strict=True)]
 
 
 Encode = Callable[[Topic, pa.RecordBatch], list[bytes]]
@@ -203,6 +221,7 @@ class KeyedState(Generic[T]):
 Versions = Mapping[str, Any]
 """What is in force, by kind ('rules', 'fences', 'model', ...): the values that `Logic.load_version` made."""
 
+S = TypeVar("S", bound=State)
 S_co = TypeVar("S_co", bound=State, covariant=True)
 S_contra = TypeVar("S_contra", bound=State, contravariant=True)
 
@@ -235,14 +254,29 @@ class RecordLogic(Protocol[S_contra]):
         ...
 
 
+@dataclass(slots=True, frozen=True)
+class Stretch(Generic[T]):
+    """The rows of one partition among those of several: from `start` up to, not including, `end`."""
+
+    state: T
+    start: int
+    end: int
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.start, self.end)
+
+
 @runtime_checkable
-class ColumnLogic(Protocol[S_contra]):
+class ColumnLogic(Protocol[S]):
     """A `Logic` that decides by column: for what must be fast."""
 
     def decide_columns(
-        self, state: S_contra, records: ColumnRecords, versions: Versions, out: Outcomes
+        self, stretches: Sequence[Stretch[S]], records: ColumnRecords, versions: Versions, out: Outcomes
     ) -> None:
-        """As `RecordLogic.decide`. Answers go out by `Outcomes.encode` and `Outcomes.emit_encoded`."""
+        """As `RecordLogic.decide`, for several partitions at once: each has its own state, and no record's
+        answer depends on another partition's. Answers go out by `Outcomes.encode` and `emit_encoded`.
+        """
         ...
 
 
@@ -280,10 +314,27 @@ def decide_in_order(
     _decide(logic, state, records.slice(start, len(records)) if start else records, versions, out)
 
 
-def _decide(logic: Any, state: Any, records: ColumnRecords, versions: Versions, out: Outcomes) -> None:
-    if not len(records):
+def decide_together(
+    logic: Any, parts: Sequence[tuple[Any, ColumnRecords]], versions: Versions, out: Outcomes
+) -> None:
+    """Hand records of several partitions of one topic, each with its state, to a `Logic`; at once, if it can.
+
+    What a batch costs whatever its size is then paid once for all of them.
+    """
+    if not isinstance(logic, ColumnLogic):
+        for state, records in parts:
+            _decide(logic, state, records, versions, out)
         return
+    parts = [(state, records) for state, records in parts if len(records)]
+    if not parts:
+        return
+    ends = np.cumsum([len(records) for _, records in parts]).tolist()
+    stretches = [Stretch(state, end - len(r), end) for (state, r), end in zip(parts, ends, strict=True)]
+    logic.decide_columns(stretches, ColumnRecords.joined([r for _, r in parts]), versions, out)
+
+
+def _decide(logic: Any, state: Any, records: ColumnRecords, versions: Versions, out: Outcomes) -> None:
     if isinstance(logic, ColumnLogic):
-        logic.decide_columns(state, records, versions, out)
-    else:
+        decide_together(logic, [(state, records)], versions, out)
+    elif len(records):
         logic.decide(state, records.records(), versions, out)

@@ -1,8 +1,9 @@
-"""From a batch of a partition's records to those that may be decided, in columns; the others with why not."""
+"""From batches of records to those that may be decided, in columns; the others with why not."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,14 +43,21 @@ class Reading:
     newest_ms: int
 
 
-def read(batch: PartitionBatch, topic: Topic, columns: Columns, *, is_input: bool) -> Reading:
-    """Decode a batch and check what every event must keep to: size, key, and a time that has come."""
-    messages = batch.messages
+def read(
+    batches: Sequence[PartitionBatch], topic: Topic, columns: Columns, *, is_input: bool
+) -> list[Reading]:
+    """Decode batches of one topic and check what every event must keep to: size, key, a time that has come.
+
+    At once, as each call costs something whatever it is given; a Reading for each batch.
+    """
+    messages = [m for batch in batches for m in batch.messages]
+    ends = np.cumsum([len(batch.messages) for batch in batches])
+    partitions = np.repeat([batch.at.partition for batch in batches], np.diff(ends, prepend=0))
     values = [m.value() for m in messages]
     offsets = np.array([m.offset() for m in messages], dtype=np.int64)
     append_ms = np.array([m.timestamp()[1] for m in messages], dtype=np.int64)
     refused: list[Refusal] = []
-    ticks: list[Record] = []
+    ticks: list[tuple[int, Record]] = []
     too_large: dict[int, bytes] = {}
     if is_input:
         # Its result could be more than the broker takes, and the processor would never get past it.
@@ -64,8 +72,8 @@ def read(batch: PartitionBatch, topic: Topic, columns: Columns, *, is_input: boo
         if isinstance(error, IsTick):
             # Like any event time, a tick's must not run ahead: timers that it ends cannot be set again.
             if error.event[TICK.event_time] <= append_ms[n] + FUTURE_MS:
-                place = (topic.name, batch.at.partition, int(offsets[n]), int(append_ms[n]))
-                ticks.append(Record(*place, error.event, is_tick=True))
+                place = (topic.name, int(partitions[n]), int(offsets[n]), int(append_ms[n]))
+                ticks.append((n, Record(*place, error.event, is_tick=True)))
         elif n not in too_large:
             reason = reason_given(messages[n]) or error.reason
             refused.append(Refusal(n, "undecodable", reason, schema_id=error.schema_id))
@@ -83,9 +91,23 @@ def read(batch: PartitionBatch, topic: Topic, columns: Columns, *, is_input: boo
             refused.append(_misplaced(int(rows[row]), bool(strayed[row]), values, event, topic))
         good = pa.array(np.flatnonzero(~bad))
         rows, events, times_ms = rows[~bad], events.take(good), times_ms[~bad]
-    newest_ms = max([int(times_ms.max()) if len(times_ms) else 0, *(t.event[TICK.event_time] for t in ticks)])
-    records = ColumnRecords(topic.origin, batch.at.partition, offsets[rows], append_ms[rows], events)
-    return Reading(records, ticks, sorted(refused, key=lambda r: r.number), newest_ms)
+    records = ColumnRecords(topic.origin, partitions[rows], offsets[rows], append_ms[rows], events)
+    refused.sort(key=lambda r: r.number)
+    first, first_row, found = 0, 0, []
+    for end in ends.tolist():
+        end_row = int(np.searchsorted(rows, end))
+        here = [tick for n, tick in ticks if first <= n < end]
+        newest_ms = [int(times_ms[first_row:end_row].max()) if end_row > first_row else 0]
+        found.append(
+            Reading(
+                records.slice(first_row, end_row),
+                here,
+                [replace(r, number=r.number - first) for r in refused if first <= r.number < end],
+                max(newest_ms + [t.event[TICK.event_time] for t in here]),
+            )
+        )
+        first, first_row = end, end_row
+    return found
 
 
 def _misplaced(number: int, strayed: bool, values: list[Any], event: Event, topic: Topic) -> Refusal:

@@ -14,7 +14,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import numpy as np
 import psycopg
@@ -39,7 +40,15 @@ from infra.telemetry.metrics import (
     RECORDS_PRODUCED,
 )
 from schemas.declare import Pipeline, Processor, Topic
-from streams.decide import ColumnRecords, Event, Logic, Outcomes, Record, decide_in_order
+from streams.decide import (
+    ColumnRecords,
+    Event,
+    Logic,
+    Outcomes,
+    Record,
+    decide_in_order,
+    decide_together,
+)
 from streams.reading import Refusal, read
 from streams.restore import restore
 
@@ -56,13 +65,20 @@ class Transient(ConnectionError):
     """Broker or database cannot now; nothing was applied, the same batch may be tried again."""
 
 
+class Segment(NamedTuple):
+    """Consecutive records of a partition, and ticks among them, for which one set of versions is in force."""
+
+    versions: dict[str, int]
+    records: ColumnRecords
+    ticks: list[Record]
+
+
 @dataclass(slots=True)
 class Prepared:
     """A batch decoded and cut where another version applies; not yet applied to the state."""
 
     batch: PartitionBatch
-    segments: list[tuple[dict[str, int], ColumnRecords, list[Record]]]
-    """For each stretch: the versions in force, its records, and its ticks."""
+    segments: list[Segment]
     refused: list[Event]
     append_ms: int
     newest_ms: int
@@ -89,6 +105,14 @@ class _Owned:
     delta_bytes: int = 0
     snapshot_bytes: int = 0
     append_ms: int | None = None
+
+
+def _together(work: Prepared) -> tuple[Any, ...]:
+    """What batches have in common that are decided at once: topic, versions, and no tick in between."""
+    at, segments = work.batch.at, work.segments
+    if len(segments) == 1 and not segments[0].ticks:
+        return at.topic, sorted(segments[0].versions.items())
+    return at.topic, at.partition
 
 
 @dataclass
@@ -216,59 +240,76 @@ class Runner:
         Raises `Transient` (nothing was applied; give the batches again later) or `Fenced`.
         """
         prepared = []
-        for batch in batches:
-            owned = self._owned.get(batch.at)
-            if owned is None or batch.epoch != owned.epoch:
-                continue
-            topic = self._topics[batch.at.topic]
+        for name, of_topic in groupby(filter(self._is_news, batches), lambda batch: batch.at.topic):
+            topic, news = self._topics[name], list(of_topic)
             is_input = topic in self.pipeline.inputs
-            found = read(batch, topic, self._columns[topic.name], is_input=is_input)
-            append_ms = batch.messages[-1].timestamp()[1] if batch.messages else 0
-            segments = self._cut(batch.at, owned, found.records, found.ticks)
-            refused = [self._letter(batch.messages[r.number], topic, r) for r in found.refused]
-            prepared.append(Prepared(batch, segments, refused, append_ms, found.newest_ms))
+            found = read(news, topic, self._columns[name], is_input=is_input)
+            for batch, of_batch in zip(news, found, strict=True):
+                append_ms = batch.messages[-1].timestamp()[1] if batch.messages else 0
+                segments = self._cut(batch.at, self._owned[batch.at], of_batch.records, of_batch.ticks)
+                refused = [self._letter(batch.messages[r.number], topic, r) for r in of_batch.refused]
+                prepared.append(Prepared(batch, segments, refused, append_ms, of_batch.newest_ms))
         return prepared
+
+    def _is_news(self, batch: PartitionBatch) -> bool:
+        """Whether a batch is of a partition as we own it, and moves its position."""
+        owned = self._owned.get(batch.at)
+        # At a partition's end the broker tells where that is, again and again.
+        return owned is not None and batch.epoch == owned.epoch and batch.next_offset > owned.applied
 
     def apply(self, prepared: Iterable[Prepared]) -> None:
         """Fold prepared batches into the state and produce what is emitted, without waiting for the broker.
 
         An exception is a defect (or `OverLimit`): the state is then in between, and the process must end
-        without a checkpoint. Nothing of the batch that raised it was produced.
+        without a checkpoint. Nothing of the batches that raised it was produced.
         """
-        for work in prepared:
-            at = work.batch.at
-            owned = self._owned.get(at)
-            if owned is None or owned.epoch != work.batch.epoch:
-                continue
-            source = self._topics[at.topic]
-            out = Outcomes(encode=self._encode, decode=self._decode)
-            for in_force, records, ticks in work.segments:
-                usable = {kind: self._loaded[(kind, v)] for kind, v in in_force.items() if v}
-                decide_in_order(self.logic, owned.state, records, ticks, usable, out)
-            read_total, dead = len(work.batch.messages), len(work.refused) + len(out.dead)
-            self.limit.check(read_total, dead)
-            self.limit.count(read_total, dead)
-            numbers = {m.offset(): n for n, m in enumerate(work.batch.messages)} if out.dead else {}
-            for record, error_class, field_name, reason in out.dead:
-                message = work.batch.messages[numbers[record.offset]]
-                schema_id = schema_id_of(message.value() or b"")
-                refusal = Refusal(
-                    numbers[record.offset], error_class, reason, field_name, schema_id, record.event
-                )
-                work.refused.append(self._letter(message, source, refusal))
-            # All of it is encoded before any of it is produced: an answer that does not fit is a defect.
-            results = self._results(out, source, work.refused)
-            for topic, keys, values in results:
-                self._produce(topic, keys, values)
+        for _, works in groupby(filter(self._is_current, prepared), _together):
+            self._apply(list(works))
+        self.producer.poll(0)
+
+    def _is_current(self, work: Prepared) -> bool:
+        owned = self._owned.get(work.batch.at)
+        return owned is not None and owned.epoch == work.batch.epoch
+
+    def _apply(self, works: Sequence[Prepared]) -> None:
+        source = self._topics[works[0].batch.at.topic]
+        out = Outcomes(encode=self._encode, decode=self._decode)
+        for segments in zip(*(work.segments for work in works), strict=True):
+            in_force, _, ticks = segments[0]
+            usable = {kind: self._loaded[(kind, v)] for kind, v in in_force.items() if v}
+            states = [self._owned[work.batch.at].state for work in works]
+            if ticks:
+                decide_in_order(self.logic, states[0], segments[0].records, ticks, usable, out)
+            else:
+                records = (segment.records for segment in segments)
+                decide_together(self.logic, list(zip(states, records, strict=True)), usable, out)
+        letters = [letter for work in works for letter in work.refused]
+        messages = (
+            {(w.batch.at.partition, m.offset()): m for w in works for m in w.batch.messages}
+            if out.dead
+            else {}
+        )
+        for record, error_class, field_name, reason in out.dead:
+            message = messages[record.partition, record.offset]
+            schema_id = schema_id_of(message.value() or b"")
+            refusal = Refusal(0, error_class, reason, field_name, schema_id, record.event)
+            letters.append(self._letter(message, source, refusal))
+        read_total = sum(len(work.batch.messages) for work in works)
+        self.limit.check(read_total, len(letters))
+        self.limit.count(read_total, len(letters))
+        # All of it is encoded before any of it is produced: an answer that does not fit is a defect.
+        for topic, keys, values in self._results(out, source, letters):
+            self._produce(topic, keys, values)
+        labels = (self.processor.name, source.name)
+        for work in works:
+            owned = self._owned[work.batch.at]
             owned.applied = work.batch.next_offset
             owned.append_ms = work.append_ms or owned.append_ms
-            self.progress.reached(at, work.newest_ms)
-            labels = (self.processor.name, at.topic)
-            RECORDS_CONSUMED.labels(*labels).inc(len(work.batch.messages))
+            self.progress.reached(work.batch.at, work.newest_ms)
             BATCH_RECORDS.labels(*labels).observe(len(work.batch.messages))
-            DUPLICATES.labels(*labels).inc(out.duplicates_total)
-            DEAD_LETTERS.labels(*labels).inc(len(work.refused))
-        self.producer.poll(0)
+        RECORDS_CONSUMED.labels(*labels).inc(read_total)
+        DUPLICATES.labels(*labels).inc(out.duplicates_total)
+        DEAD_LETTERS.labels(*labels).inc(len(letters))
 
     # The checkpoint
 
@@ -384,14 +425,14 @@ class Runner:
 
     def _cut(
         self, at: TopicPartition, owned: _Owned, records: ColumnRecords, ticks: list[Record]
-    ) -> list[tuple[dict[str, int], ColumnRecords, list[Record]]]:
+    ) -> list[Segment]:
         """The records and ticks in stretches for which one set of versions is in force."""
         places = [*records.offsets[:1].tolist(), *records.offsets[-1:].tolist(), *(t.offset for t in ticks)]
         if not places:
             return []
         kinds = self.logic.version_kinds
         if not kinds:
-            return [({}, records, ticks)]
+            return [Segment({}, records, ticks)]
         first, last = min(places), max(places)
         self._apply_newer(at, owned, first, last)
         borders = sorted({b for a in owned.activations.values() for b in a.boundaries(first, last)})
@@ -404,7 +445,7 @@ class Runner:
                 in_force = {kind: owned.activations[kind].at(first) for kind in kinds}
                 for kind, version in in_force.items():
                     self._load(kind, version)
-                segments.append((in_force, records.slice(start, end), here))
+                segments.append(Segment(in_force, records.slice(start, end), here))
             start, first = end, border
         return segments
 

@@ -161,7 +161,7 @@ def _decided(events: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
     from infra.columns import arrow_schema
     from schemas.fraud import CARD_TRANSACTIONS
-    from streams.decide import ColumnRecords
+    from streams.decide import ColumnRecords, Stretch
     from streams.fraud.histories import WINDOWS, Histories
     from streams.fraud.scoring import place
 
@@ -172,7 +172,8 @@ def _decided(events: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         # Appended all at once: no card is idle.
         places = np.zeros(len(batch), dtype=np.int64)
         columns = pa.RecordBatch.from_pylist(batch, schema=schema)
-        found = place(state, ColumnRecords(CARD_TRANSACTIONS.name, 0, places, places, columns))
+        records = ColumnRecords(CARD_TRANSACTIONS.name, places, places, places, columns)
+        found = place([Stretch(state, 0, len(batch))], records)
         state.keep([b""] * len(batch))
         state.delta()
         for row, event in enumerate(batch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -33,14 +34,20 @@ _NUMBER: dict[str, Callable[[Any, Any], Bools]] = {
     "==": operator.eq,
     "!=": operator.ne,
 }
+
+
+@cache
+def _texts(values: tuple[str, ...]) -> pa.Array:
+    return pa.array(values, pa.string())
+
+
 _TEXT: dict[str, Callable[[Any, Any], Any]] = {
     "==": pc.equal,
     "!=": pc.not_equal,
-    "in": lambda facts, values: pc.and_(pc.is_valid(facts), pc.is_in(facts, pa.array(values, pa.string()))),
-    "not in": lambda facts, values: pc.and_(
-        pc.is_valid(facts), pc.invert(pc.is_in(facts, pa.array(values, pa.string())))
-    ),
+    "in": lambda facts, values: pc.and_(pc.is_valid(facts), pc.is_in(facts, _texts(values))),
+    "not in": lambda facts, values: pc.and_(pc.is_valid(facts), pc.invert(pc.is_in(facts, _texts(values)))),
 }
+
 _OPS = {"number": ("<", "<=", ">", ">=", "==", "!="), "text": ("==", "!=", "in", "not in"), "flag": ("==",)}
 _KEYS = {"id", "description", "when", "action", "score", "reason"}
 ACTIONS = ("review", "decline")
@@ -62,7 +69,8 @@ class Condition:
         """Where it is fulfilled, by row."""
         if self.name not in TEXTS:
             return _NUMBER[self.op](facts[self.name], self.value)
-        held: Bools = pc.fill_null(_TEXT[self.op](facts[self.name], self.value), False).to_numpy(
+        found = _TEXT[self.op](facts[self.name], self.value)
+        held: Bools = (pc.fill_null(found, False) if found.null_count else found).to_numpy(
             zero_copy_only=False
         )
         return held
@@ -79,26 +87,37 @@ class Rule:
     score: float
     reason: str
 
-    def fires(self, facts: Facts) -> Bools:
-        """Where it fires, by row."""
-        first, *others = self.conditions
-        fires = first.holds(facts)
-        for condition in others:
-            fires = fires & condition.holds(facts)
-        return fires
 
-
-@dataclass(slots=True, frozen=True)
+@dataclass(frozen=True)
 class Rules:
     """A version of the rules, ready to be used."""
 
     version: int
     rules: tuple[Rule, ...]
 
+    @cached_property
+    def _conditions(self) -> tuple[Condition, ...]:
+        """Each condition once, however many rules have it."""
+        return tuple(dict.fromkeys(c for rule in self.rules for c in rule.conditions))
+
+    @cached_property
+    def _of_rules(self) -> tuple[tuple[int, ...], ...]:
+        places = {condition: n for n, condition in enumerate(self._conditions)}
+        return tuple(tuple(places[c] for c in rule.conditions) for rule in self.rules)
+
     def fired(self, facts: Facts) -> list[tuple[Rule, Bools]]:
         """The rules that fire anywhere, in the order of the list, and where."""
-        found = ((rule, rule.fires(facts)) for rule in self.rules)
-        return [(rule, fires) for rule, fires in found if fires.any()]
+        held = [condition.holds(facts) for condition in self._conditions]
+        somewhere = [bool(h.any()) for h in held]
+        found = []
+        for rule, places in zip(self.rules, self._of_rules, strict=True):
+            if all(somewhere[n] for n in places):
+                fires = held[places[0]]
+                for n in places[1:]:
+                    fires = fires & held[n]
+                if fires.any():
+                    found.append((rule, fires))
+        return found
 
 
 def load_rules(version: int, body: Any) -> Rules:

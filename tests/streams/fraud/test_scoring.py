@@ -20,7 +20,7 @@ from infra.columns import arrow_schema
 from models.fraud import FEATURES, FraudModel, features_of, train
 from schemas.declare import Topic
 from schemas.fraud import CARD_DECISIONS, CARD_TRANSACTIONS
-from streams.decide import ColumnLogic, Event, Outcomes, Record
+from streams.decide import ColumnLogic, Event, Outcomes, Record, decide_together
 from streams.fraud.history import DAY_MS, HORIZON_MS, HOUR_MS, IDLE_MS, LATENESS_MS, WINDOWS_MS
 from streams.fraud.rules import load_rules
 from streams.fraud.scoring import CHANCE_REASONS, RARITY_REASONS, FraudScoring
@@ -132,7 +132,7 @@ def run(
     state = logic.new_state() if state is None else state
     for start in range(0, len(records), batch):
         some = columns_of(records[start : start + batch], TRANSACTIONS)
-        logic.decide_columns(state, some, versions or {"rules": RULES}, played.out)
+        decide_together(logic, [(state, some)], versions or {"rules": RULES}, played.out)
     return played
 
 
@@ -299,9 +299,8 @@ def test_a_restored_state_goes_on_the_same(records: list[Record], data: st.DataO
     played = Played()
     chunks: list[bytes] = []
     for start, end in zip([0, *cuts], [*cuts, len(records)], strict=True):
-        logic.decide_columns(
-            state, columns_of(records[start:end], TRANSACTIONS), {"rules": RULES}, played.out
-        )
+        some = columns_of(records[start:end], TRANSACTIONS)
+        decide_together(logic, [(state, some)], {"rules": RULES}, played.out)
         delta = state.delta()
         if delta is not None:
             chunks.append(delta)
