@@ -81,6 +81,20 @@ class Claim:
     append_ms: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A partition's position from one offset to another, under an epoch.
+
+    `append_ms` is the append time of the last record in between; None where there was none.
+    """
+
+    at: TopicPartition
+    epoch: int
+    from_offset: int
+    to_offset: int
+    append_ms: int | None = None
+
+
 class Checkpoints:
     """The checkpoint rows of one consumer (a processor or a sink)."""
 
@@ -165,27 +179,33 @@ class Checkpoints:
                 raise self._fenced(at, epoch, None)
         return found
 
-    def advance(
-        self,
-        cursor: psycopg.Cursor[Any],
-        at: TopicPartition,
-        epoch: int,
-        from_offset: int,
-        to_offset: int,
-        append_ms: int | None = None,
-    ) -> None:
-        """Move the position from `from_offset` to `to_offset`, if both epoch and position are still these.
+    def advance(self, cursor: psycopg.Cursor[Any], moves: Sequence[Move]) -> None:
+        """Move positions, each if its epoch and position are still those of the move.
 
-        `append_ms` is the append time of the last record in between; None where there was none.
         Raises `Fenced` otherwise: the compare-and-set that no zombie passes.
         """
         cursor.execute(
-            "UPDATE checkpoints SET next_offset = %s, append_ms = coalesce(%s, append_ms), updated_at = now()"
-            " WHERE consumer = %s AND topic = %s AND partition = %s AND epoch = %s AND next_offset = %s",
-            (to_offset, append_ms, self.consumer, at.topic, at.partition, epoch, from_offset),
+            "UPDATE checkpoints c SET next_offset = m.to_offset,"
+            " append_ms = coalesce(m.append_ms, c.append_ms), updated_at = now()"
+            " FROM unnest(%s::text[], %s::int[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[])"
+            "  AS m (topic, partition, epoch, from_offset, to_offset, append_ms)"
+            " WHERE c.consumer = %s AND c.topic = m.topic AND c.partition = m.partition"
+            " AND c.epoch = m.epoch AND c.next_offset = m.from_offset"
+            " RETURNING c.topic, c.partition",
+            (
+                [m.at.topic for m in moves],
+                [m.at.partition for m in moves],
+                [m.epoch for m in moves],
+                [m.from_offset for m in moves],
+                [m.to_offset for m in moves],
+                [m.append_ms for m in moves],
+                self.consumer,
+            ),
         )
-        if cursor.rowcount != 1:
-            raise self._fenced(at, epoch, None)
+        moved = {TopicPartition(*row) for row in cursor.fetchall()}
+        for move in moves:
+            if move.at not in moved:
+                raise self._fenced(move.at, move.epoch, None)
 
     def held_by(self, connection: Connection) -> int | None:
         """The run for whose swap this consumer shall give up its partitions; None normally."""
@@ -227,11 +247,13 @@ class Checkpoints:
             for (body,) in cursor:
                 yield bytes(body)  # type: ignore[call-overload]
 
-    def write_delta(
-        self, cursor: psycopg.Cursor[Any], at: TopicPartition, next_offset: int, deltas: Sequence[bytes]
+    def write_deltas(
+        self, cursor: psycopg.Cursor[Any], changes: Mapping[TopicPartition, tuple[int, Sequence[bytes]]]
     ) -> None:
-        """Store what changed up to `next_offset`, in the transaction that advances to it."""
-        self._insert(cursor, at, next_offset, deltas, is_snapshot=False)
+        """Store what changed in each partition up to an offset, in the transaction that advances to it."""
+        if changes:
+            rows = ((at, offset, n, d) for at, (offset, ds) in changes.items() for n, d in enumerate(ds))
+            self._insert(cursor, rows, is_snapshot=False)
 
     def write_snapshot(
         self, cursor: psycopg.Cursor[Any], at: TopicPartition, next_offset: int, chunks: Iterable[bytes]
@@ -241,14 +263,13 @@ class Checkpoints:
             "DELETE FROM state_chunks WHERE consumer = %s AND topic = %s AND partition = %s",
             (self.consumer, at.topic, at.partition),
         )
-        self._insert(cursor, at, next_offset, chunks, is_snapshot=True)
+        rows = ((at, next_offset, n, chunk) for n, chunk in enumerate(chunks))
+        self._insert(cursor, rows, is_snapshot=True)
 
     def _insert(
         self,
         cursor: psycopg.Cursor[Any],
-        at: TopicPartition,
-        next_offset: int,
-        chunks: Iterable[bytes],
+        rows: Iterable[tuple[TopicPartition, int, int, bytes]],
         is_snapshot: bool,
     ) -> None:
         with cursor.copy(
@@ -256,5 +277,5 @@ class Checkpoints:
             " FROM STDIN (FORMAT BINARY)"
         ) as copy:
             copy.set_types(["text", "text", "int4", "int8", "int4", "bool", "bytea"])
-            for n, body in enumerate(chunks):
+            for at, next_offset, n, body in rows:
                 copy.write_row((self.consumer, at.topic, at.partition, next_offset, n, is_snapshot, body))

@@ -30,7 +30,7 @@ from psycopg import sql
 
 from infra import dead_letters
 from infra.broker import PartitionBatch
-from infra.checkpoints import Checkpoints, Claim, LogBounds, TopicPartition
+from infra.checkpoints import Checkpoints, Claim, LogBounds, Move, TopicPartition
 from infra.codec import Codec, IsTick, schema_id_of
 from infra.columns import Columns, events_of
 from infra.dead_letter_limit import NEVER_PCT, DeadLetterLimit
@@ -356,6 +356,7 @@ class Writer:
                 stored.setdefault(item.at, []).append(item.event[item.topic.event_id])
         for block in blocks:
             stored.setdefault(block.at, []).extend(block.events.column(block.topic.event_id).to_pylist())
+        moves: list[Move] = []
         for at, batch in behind.items():
             cursor.execute(
                 "INSERT INTO range_records (consumer, topic, partition, from_offset, to_offset,"
@@ -375,9 +376,10 @@ class Writer:
                 ),
             )
             append_ms = batch.messages[-1].timestamp()[1] if batch.messages else None
-            self.checkpoints.advance(cursor, at, batch.epoch, current[at], batch.next_offset, append_ms)
+            moves.append(Move(at, batch.epoch, current[at], batch.next_offset, append_ms))
             DEAD_LETTERS.labels(self.name, at.topic).inc(dead_at.count(at))
             DUPLICATES.labels(self.name, at.topic).inc(duplicates.get(at, 0))
+        self.checkpoints.advance(cursor, moves)
         return Written(
             {b.at: max(b.next_offset, current[b.at]) for b in batches},
             records_total,

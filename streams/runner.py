@@ -24,7 +24,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from infra import versions
 from infra.broker import PartitionBatch
-from infra.checkpoints import Checkpoints, Claim, LogBounds, TopicPartition
+from infra.checkpoints import Checkpoints, Claim, LogBounds, Move, TopicPartition
 from infra.codec import Codec, schema_id_of
 from infra.columns import Columns, events_of
 from infra.dead_letter_limit import NEVER_PCT, DeadLetterLimit
@@ -105,6 +105,11 @@ class _Owned:
     delta_bytes: int = 0
     snapshot_bytes: int = 0
     append_ms: int | None = None
+
+    @property
+    def overdue_bytes(self) -> int:
+        """How far its deltas have outgrown its snapshot; above 0 another snapshot is due."""
+        return self.delta_bytes - max(SNAPSHOT_FLOOR_BYTES, self.snapshot_bytes)
 
 
 def _together(work: Prepared) -> tuple[Any, ...]:
@@ -340,11 +345,10 @@ class Runner:
                 current = self.checkpoints.lock(cursor, {at: o.epoch for at, o in moved.items()})
                 for at, owned in moved.items():
                     self._settle(owned, current[at])
-                    if owned.applied != owned.committed:
-                        self.checkpoints.advance(
-                            cursor, at, owned.epoch, owned.committed, owned.applied, owned.append_ms
-                        )
-                        self._write_state(cursor, at, owned)
+                left = {at: o for at, o in moved.items() if o.applied != o.committed}
+                moves = [Move(at, o.epoch, o.committed, o.applied, o.append_ms) for at, o in left.items()]
+                self.checkpoints.advance(cursor, moves)
+                self._write_state(cursor, left)
             for at, owned in moved.items():
                 self._settle(owned, owned.applied)
                 self.progress.moved(at, owned.applied, owned.append_ms)
@@ -366,18 +370,24 @@ class Runner:
             del owned.unsaved[: owned.attempted[1]]
         owned.attempted = None
 
-    def _write_state(self, cursor: psycopg.Cursor[Any], at: TopicPartition, owned: _Owned) -> None:
-        delta = owned.state.delta()
-        if delta is not None:
-            owned.unsaved.append(delta)
-            owned.delta_bytes += len(delta)
-        if owned.delta_bytes > max(SNAPSHOT_FLOOR_BYTES, owned.snapshot_bytes):
+    def _write_state(self, cursor: psycopg.Cursor[Any], moved: Mapping[TopicPartition, _Owned]) -> None:
+        changes: dict[TopicPartition, tuple[int, Sequence[bytes]]] = {}
+        for at, owned in moved.items():
+            delta = owned.state.delta()
+            if delta is not None:
+                owned.unsaved.append(delta)
+                owned.delta_bytes += len(delta)
+            if owned.unsaved:
+                changes[at] = (owned.applied, owned.unsaved)
+            owned.attempted = (owned.applied, len(owned.unsaved))
+        # One at a time: partitions grow alike, and all their snapshots together would hold up every record.
+        due = max(moved, key=lambda at: moved[at].overdue_bytes, default=None)
+        if due is not None and (owned := moved[due]).overdue_bytes > 0:
             chunks = list(owned.state.snapshot())
-            self.checkpoints.write_snapshot(cursor, at, owned.applied, chunks)
+            self.checkpoints.write_snapshot(cursor, due, owned.applied, chunks)
             owned.snapshot_bytes, owned.delta_bytes = sum(map(len, chunks)), 0
-        elif owned.unsaved:
-            self.checkpoints.write_delta(cursor, at, owned.applied, owned.unsaved)
-        owned.attempted = (owned.applied, len(owned.unsaved))
+            changes.pop(due, None)
+        self.checkpoints.write_deltas(cursor, changes)
 
     # Answers
 

@@ -51,8 +51,8 @@ MUTANTS = (
     Mutant(
         "compare-and-set of the position",
         "infra/checkpoints.py",
-        " AND epoch = %s AND next_offset = %s",
-        " AND %s > 0 AND %s >= 0",
+        " AND c.epoch = m.epoch AND c.next_offset = m.from_offset",
+        "",
         "tests/infra/test_checkpoints.py::test_only_the_stored_position_can_be_advanced_from",
     ),
     Mutant(
@@ -121,8 +121,8 @@ MUTANTS = (
     Mutant(
         "state as of its offset",
         "streams/runner.py",
-        "self.checkpoints.write_delta(cursor, at, owned.applied, owned.unsaved)",
-        "self.checkpoints.write_delta(cursor, at, owned.applied, owned.unsaved[:-1])",
+        "changes[at] = (owned.applied, owned.unsaved)",
+        "changes[at] = (owned.applied, owned.unsaved[:-1])",
         "tests/streams/test_runtime.py::test_every_record_is_answered_once_and_state_survives_a_restart",
     ),
     Mutant(
@@ -162,8 +162,8 @@ MUTANTS = (
         also=(
             (
                 "infra/checkpoints.py",
-                " AND epoch = %s AND next_offset = %s",
-                " AND %s > 0 AND next_offset = %s",
+                " AND c.epoch = m.epoch AND c.next_offset = m.from_offset",
+                " AND c.next_offset = m.from_offset",
             ),
         ),
     ),

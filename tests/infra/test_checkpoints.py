@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from infra.checkpoints import Checkpoints, Fenced, LogBounds, PositionRefused, TopicPartition
+from infra.checkpoints import Checkpoints, Fenced, LogBounds, Move, PositionRefused, TopicPartition
 from infra.postgres import Connection, connect
 from infra.settings import Settings
 
@@ -55,7 +55,7 @@ def test_an_older_epoch_cannot_advance(connection: Connection, checkpoints: Chec
     old = checkpoints.claim(connection, {AT: LOG})[AT]
     checkpoints.claim(connection, {AT: LOG})
     with connection.cursor() as cursor, pytest.raises(Fenced):
-        checkpoints.advance(cursor, AT, old.epoch, 10, 20)
+        checkpoints.advance(cursor, [Move(AT, old.epoch, 10, 20)])
     assert position(connection) == (2, 10)
 
 
@@ -65,10 +65,10 @@ def test_only_the_stored_position_can_be_advanced_from(
     """The compare-and-set refuses a batch that does not begin where the last one ended."""
     claim = checkpoints.claim(connection, {AT: LOG})[AT]
     with connection.cursor() as cursor:
-        checkpoints.advance(cursor, AT, claim.epoch, 10, 20)
+        checkpoints.advance(cursor, [Move(AT, claim.epoch, 10, 20)])
         for stale in (10, 15, 21):
             with pytest.raises(Fenced):
-                checkpoints.advance(cursor, AT, claim.epoch, stale, 30)
+                checkpoints.advance(cursor, [Move(AT, claim.epoch, stale, 30)])
     assert position(connection) == (1, 20)
 
 
@@ -124,7 +124,7 @@ def test_a_running_transaction_is_waited_for(
         ):
             checkpoints.lock(cursor, {AT: claim.epoch})
             locked.set()
-            checkpoints.advance(cursor, AT, claim.epoch, 10, 20)
+            checkpoints.advance(cursor, [Move(AT, claim.epoch, 10, 20)])
             time.sleep(0.5)
 
     thread = threading.Thread(target=commit)
