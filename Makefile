@@ -79,7 +79,7 @@ mutants: setup ## Take each safeguard out and require its test to fail
 
 # --- measure ---
 
-BENCHMARKS := process sink codec
+BENCHMARKS := process sink codec million
 .PHONY: bench bench-full $(BENCHMARKS:%=bench-%)
 bench: $(BENCHMARKS:%=bench-%) ## All benchmarks beside their peers, three slices of 15 s each, with their checks
 
