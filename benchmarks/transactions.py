@@ -108,6 +108,15 @@ class Transactions:
         self.amount: Ints = 100 + random.integers(0, 50_000, records)
         self._merchant: Ints = random.integers(0, 1_000, records)
 
+    def first(self, records: int) -> Transactions:
+        """The first of them, by themselves. (Made with another number they would be others.)"""
+        part = Transactions(0, self.cards)
+        part.records = records
+        part.card, part.at_ms, part.amount, part._merchant = (
+            values[:records] for values in (self.card, self.at_ms, self.amount, self._merchant)
+        )
+        return part
+
     def events(self) -> Iterator[Event]:
         """The transactions."""
         columns = (self.at_ms, self.card, self.amount, self._merchant)
@@ -126,17 +135,17 @@ class Transactions:
 
     def scored(self) -> Iterator[Event]:
         """What a processor should make of them."""
-        count, total, score = self._folded
+        count, total = self.windows
+        ratio = (self.amount * count) / (total + 10_000.0)
+        score = ratio / (1.0 + ratio)
         results = zip(count.tolist(), total.tolist(), score.tolist(), strict=True)
         for event, (count_24h, sum_24h, value) in zip(self.events(), results, strict=True):
             yield {**event, "count_24h": count_24h, "sum_24h_minor": sum_24h, "score": value}
 
     @cached_property
-    def _folded(self) -> tuple[Ints, Ints, npt.NDArray[np.float64]]:
-        """Count and sum of the card's transactions in (t - 24 h, t], and the score."""
-        count, total = folded(self.card, self.at_ms, self.amount, DAY_MS)
-        ratio = (self.amount * count) / (total + 10_000.0)
-        return count, total, ratio / (1.0 + ratio)
+    def windows(self) -> tuple[Ints, Ints]:
+        """Count and sum of the card's transactions in (t - 24 h, t], of each transaction."""
+        return folded(self.card, self.at_ms, self.amount, DAY_MS)
 
     @cached_property
     def rank(self) -> Ints:
