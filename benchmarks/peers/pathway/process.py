@@ -4,8 +4,8 @@
 `to_stream` keeps a card's next state from withdrawing what its last one gave out. The window of the
 temporal library (`intervals_over`), the other way to an exact one, joins every row with its past.
 `max_backlog_size` bounds a commit: without it one takes in all that there is to read.
-For the benchmark of recovery: persistence of operators, "the most efficient persistence mechanism" of its
-documentation, with a snapshot every second.
+For the benchmark of recovery: its default persistence, with a snapshot every second (that of operators, which
+its documentation calls the most efficient one, asks for a licence key).
 """
 
 import pathway as pw
@@ -67,7 +67,6 @@ if __name__ == "__main__":
     saved = pw.persistence.Config(
         pw.persistence.Backend.filesystem(JOB["state"]),
         snapshot_interval_ms=int(RECOVERY_SECONDS * 1000),
-        persistence_mode=pw.PersistenceMode.OPERATOR_PERSISTING,
     )
     pw.run(
         monitoring_level=pw.MonitoringLevel.NONE,
