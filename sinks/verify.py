@@ -206,18 +206,19 @@ class _Verification:
         rereads: dict[TopicPartition, Reread],
     ) -> Sequence[Message]:
         """As `_reread`, for all records that give their rows by column; returns the others."""
-        places = [Letter(topic.name, int(m.partition() or 0), int(m.offset() or 0)) for m in messages]
-        letters = self._standing.letters
-        open_ = [n for n, place in enumerate(places) if place not in letters] if letters else None
-        numbers = np.arange(len(messages)) if open_ is None else np.array(open_, dtype=np.int64)
+        partitions = np.array([m.partition() for m in messages], dtype=np.int64)
+        offsets = np.array([m.offset() for m in messages], dtype=np.int64)
+        numbers = np.arange(len(messages))
+        if letters := self._standing.letters:
+            places = zip(partitions.tolist(), offsets.tolist(), strict=True)
+            numbers = np.flatnonzero([Letter(topic.name, *place) not in letters for place in places])
         decoded = columns.decode([messages[n].value() for n in numbers.tolist()])
         numbers = numbers[decoded.rows]
         try:
             rows = [table.by_column(decoded.batch) for table in tables]
         except (ValueError, OverflowError, TypeError, LookupError, pa.ArrowException):
             return messages
-        partitions = np.array([place.partition for place in places], dtype=np.int64)[numbers]
-        offsets = np.array([place.offset for place in places], dtype=np.int64)[numbers]
+        partitions, offsets = partitions[numbers], offsets[numbers]
         for table, some in zip(tables, rows, strict=True):
             table.add_block(decoded.batch, partitions, offsets, some)
         hashes = np.fromiter(
