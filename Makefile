@@ -79,16 +79,21 @@ mutants: setup ## Take each safeguard out and require its test to fail
 
 # --- measure ---
 
-BENCHMARKS := process sink codec
-.PHONY: bench bench-full $(BENCHMARKS:%=bench-%)
+BENCHMARKS := process sink codec million
+LONG_BENCHMARKS := recovery scale
+.PHONY: bench bench-full bench-soak $(BENCHMARKS:%=bench-%) $(LONG_BENCHMARKS:%=bench-%)
 bench: $(BENCHMARKS:%=bench-%) ## All benchmarks beside their peers, three slices of 15 s each, with their checks
 
-$(BENCHMARKS:%=bench-%): bench-%: setup
+$(BENCHMARKS:%=bench-%) $(LONG_BENCHMARKS:%=bench-%): bench-%: setup
 	$(BIN)/python -m benchmarks.$* $(ARGS)
 
-bench-full: ## As bench, with five slices, and peers too with duplicates
-	@$(MAKE) bench-process bench-codec ARGS="--slices 5"
+bench-full: ## As bench, with five slices, peers too with duplicates; and recovery, scale, soak
+	@$(MAKE) bench-process bench-codec bench-million ARGS="--slices 5"
 	@$(MAKE) bench-sink ARGS="--slices 5 --full"
+	@$(MAKE) bench-recovery bench-scale bench-soak
+
+bench-soak: ## Memory of the fraud pipeline under even input (MINUTES=20)
+	@$(MAKE) bench-scale ARGS="--soak $(or $(MINUTES),20)"
 
 # --- maintain ---
 

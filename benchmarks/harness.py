@@ -249,6 +249,8 @@ class Slice:
     seconds: float
     while_measured: Callable[[int], None] | None = None
     """Called once with the process's id when the warm-up is over; may block as long as the slice lasts."""
+    prologue: int = 0
+    """So much must have been brought about before anything is counted: state that is to be there."""
     log: Path = field(init=False)
 
     def __post_init__(self) -> None:
@@ -293,7 +295,9 @@ class Slice:
                     raise SubjectFailed(
                         f"{self.name} was done within its warm-up; give --records a larger number"
                     )
-                if now >= warm_at or units >= self.total // 4:  # the fastest would be done before
+                if units >= self.prologue and (
+                    now >= warm_at or units >= self.total // 4  # the fastest would be done before
+                ):
                     started_at, units_before, cpu_before = now, units, cpu
                     usage.peak_bytes = 0
                     if self.while_measured is not None:
@@ -325,11 +329,12 @@ class Sampler:
         self._folder = STATE / "profiles"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._name, self._seconds = name, seconds
+        self._samplers: list[subprocess.Popen[bytes]] = []
 
     def start(self, pid: int) -> None:
         """Sample the process in the background, for as long as its slice lasts."""
         for form, suffix in (("raw", "txt"), ("flamegraph", "svg")):
-            subprocess.Popen(
+            sampler = subprocess.Popen(
                 [
                     *(Path(sys.executable).with_name("py-spy"), "record", "--nonblocking"),
                     *("--pid", str(pid), "--format", form, "--rate", "50"),
@@ -339,9 +344,12 @@ class Sampler:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
+            self._samplers.append(sampler)
 
     def show(self, count: int = 15) -> None:
         """Print functions with the share of the samples in which they themselves were at work."""
+        for sampler in self._samplers:  # they write when their time is over or the process has ended
+            sampler.wait(self._seconds + END_SECONDS)
         own: dict[str, int] = {}
         for line in (self._folder / f"{self._name}.txt").read_text().splitlines():
             stack, _, samples = line.rpartition(" ")
@@ -395,13 +403,17 @@ def report(benchmark: str, unit: str, runs: Mapping[str, Sequence[Run | str]]) -
             "yes" if s["checked"] else "NO",
         )
     Console(width=120).print(table)
+    return save(benchmark, subjects)
+
+
+def save(benchmark: str, subjects: Sequence[Mapping[str, Any]], **more: Any) -> int:
+    """Write the benchmark's file; returns the exit code, 1 where a check failed or nothing was measured."""
     STATE.mkdir(parents=True, exist_ok=True)
     path = STATE / f"{benchmark}.json"
-    path.write_text(
-        json.dumps({"benchmark": benchmark, "machine": machine(), "subjects": subjects}, indent=1) + "\n"
-    )
+    found = {"benchmark": benchmark, "machine": machine(), **more, "subjects": subjects}
+    path.write_text(json.dumps(found, indent=1) + "\n")
     print(f"written to {path.relative_to(ROOT)}")
-    return 0 if all(s["checked"] for s in subjects) else 1
+    return 0 if subjects and all(s["checked"] for s in subjects) else 1
 
 
 def _subject(name: str, unit: str, some: Sequence[Run | str]) -> dict[str, Any]:
@@ -412,15 +424,16 @@ def _subject(name: str, unit: str, some: Sequence[Run | str]) -> dict[str, Any]:
         "unit": unit,
         "runs": [r.rate for r in done],
         "checked": len(done) == len(some) and all(r.check.passed for r in done),
-        "check": {"command": " ".join(["python -m", _module(), *sys.argv[1:]]), "slices": _checks(some)},
+        "check": {"command": command_line(), "slices": _checks(some)},
         "per_cpu_second": statistics.median(r.per_cpu_second for r in done) if done else None,
         "peak_mb": max(r.measured.peak_bytes for r in done) / 1e6 if done else None,
     }
 
 
-def _module() -> str:
+def command_line() -> str:
+    """The command of this benchmark, whose checks are in its file."""
     specification = sys.modules["__main__"].__spec__
-    return specification.name if specification else sys.argv[0]
+    return " ".join(["python -m", specification.name if specification else sys.argv[0], *sys.argv[1:]])
 
 
 def _checks(some: Sequence[Run | str]) -> list[Any]:

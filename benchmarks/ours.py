@@ -88,7 +88,9 @@ def columns(scores: pa.RecordBatch) -> dict[str, pa.Array]:
 def main(settings: Settings, health: Health) -> None:
     job = json.loads(os.environ["BENCH_JOB"])
     if sys.argv[1] == "sink":
-        declared = Declared(job["tag"], source=job["transactions"], scores=job["source"])
+        declared = Declared(
+            job["tag"], source=job["transactions"], scores=job["source"], **job.get("declared", {})
+        )
         sink = Sink(settings, declared.pipeline, (RowMapping(declared.table, row, columns),), health)
         process.on_termination(sink.ending.set)
         sink.run()
@@ -100,7 +102,7 @@ def main(settings: Settings, health: Health) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, ending.set)
         logics: dict[str, LogicFactory] = {declared.processor.name: lambda: Scoring(declared.scores)}
-        await Worker(settings, declared.pipeline, logics, health).run(ending)
+        await Worker(settings, declared.pipeline, logics, health, settings.text("instance")).run(ending)
 
     asyncio.run(run())
 

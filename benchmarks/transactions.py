@@ -6,7 +6,7 @@ The fold is independent of every subject: windows by binary search over all tran
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -52,7 +52,15 @@ def topic(schema: str, name: str) -> Topic:
 class Declared:
     """`transactions` → processor → `scores` → table, everything but the given names anew for each slice."""
 
-    def __init__(self, tag: str, source: str | None = None, scores: str | None = None) -> None:
+    def __init__(
+        self,
+        tag: str,
+        source: str | None = None,
+        scores: str | None = None,
+        table: str | None = None,
+        key: Sequence[str] = ("event_id",),
+        time: str | None = None,
+    ) -> None:
         self.transactions = topic("transactions", source or f"transactions-{tag}")
         self.scores = topic("scores", scores or f"scores-{tag}")
         self.processor = Processor(
@@ -60,7 +68,11 @@ class Declared:
         )
         word = tag.replace("-", "_")
         self.table = Table(
-            name=f"scores_{word}", topic=self.scores, key=("event_id",), columns=tuple(self.scores.fields)
+            name=table or f"scores_{word}",
+            topic=self.scores,
+            key=tuple(key),
+            columns=tuple(self.scores.fields),
+            time=time,
         )
         self.pipeline = Pipeline(
             name=f"bench_{word}",
@@ -80,15 +92,30 @@ class Declared:
 
 
 class Transactions:
-    """So many transactions, always the same ones, in the order of their time."""
+    """So many transactions, always the same ones, in the order of their time: six a card and day.
 
-    def __init__(self, records: int) -> None:
-        self.records = records
+    With `all_cards_first` each card has one transaction before any has its second.
+    """
+
+    def __init__(self, records: int, cards: int = CARDS, *, all_cards_first: bool = False) -> None:
+        self.records, self.cards = records, cards
         random = np.random.default_rng(7)
-        self.card: Ints = random.integers(0, CARDS, records)
-        self.at_ms: Ints = START_MS + np.arange(records) * STEP_MS + random.integers(0, STEP_MS, records)
+        self.card: Ints = random.integers(0, cards, records)
+        if all_cards_first:
+            self.card[:cards] = random.permutation(cards)[:records]
+        step_ms = STEP_MS * CARDS // cards
+        self.at_ms: Ints = START_MS + np.arange(records) * step_ms + random.integers(0, step_ms, records)
         self.amount: Ints = 100 + random.integers(0, 50_000, records)
         self._merchant: Ints = random.integers(0, 1_000, records)
+
+    def first(self, records: int) -> Transactions:
+        """The first of them, by themselves. (Made with another number they would be others.)"""
+        part = Transactions(0, self.cards)
+        part.records = records
+        part.card, part.at_ms, part.amount, part._merchant = (
+            values[:records] for values in (self.card, self.at_ms, self.amount, self._merchant)
+        )
+        return part
 
     def events(self) -> Iterator[Event]:
         """The transactions."""
@@ -108,26 +135,17 @@ class Transactions:
 
     def scored(self) -> Iterator[Event]:
         """What a processor should make of them."""
-        count, total, score = self._folded
+        count, total = self.windows
+        ratio = (self.amount * count) / (total + 10_000.0)
+        score = ratio / (1.0 + ratio)
         results = zip(count.tolist(), total.tolist(), score.tolist(), strict=True)
         for event, (count_24h, sum_24h, value) in zip(self.events(), results, strict=True):
             yield {**event, "count_24h": count_24h, "sum_24h_minor": sum_24h, "score": value}
 
     @cached_property
-    def _folded(self) -> tuple[Ints, Ints, npt.NDArray[np.float64]]:
-        """Count and sum of the card's transactions in (t - 24 h, t], and the score."""
-        order = np.lexsort((self.at_ms, self.card))
-        # Cards lie further apart than any time: one search over all of them finds each window's start.
-        reach = int(self.at_ms[-1]) + 2 * DAY_MS
-        place = self.card[order] * reach + self.at_ms[order]
-        first = np.searchsorted(place, place - DAY_MS, side="right")
-        sums = np.concatenate(([0], np.cumsum(self.amount[order])))
-        here = np.arange(self.records)
-        count, total = np.empty(self.records, np.int64), np.empty(self.records, np.int64)
-        count[order] = here - first + 1
-        total[order] = sums[here + 1] - sums[first]
-        ratio = (self.amount * count) / (total + 10_000.0)
-        return count, total, ratio / (1.0 + ratio)
+    def windows(self) -> tuple[Ints, Ints]:
+        """Count and sum of the card's transactions in (t - 24 h, t], of each transaction."""
+        return folded(self.card, self.at_ms, self.amount, DAY_MS)
 
     @cached_property
     def rank(self) -> Ints:
@@ -163,7 +181,7 @@ class Transactions:
             except (ValueError, IndexError):
                 unknown += 1
         there = times > 0
-        last = np.full(CARDS, -1)
+        last = np.full(self.cards, -1)
         np.maximum.at(last, self.card[there], self.rank[there])
         counts = {
             "records": int(times.sum()) + unknown,
@@ -177,6 +195,22 @@ class Transactions:
         )
         # Sums, modulo 2^64: the order in which partitions are read must not matter.
         return Check(passed, counts, f"{found[there].sum():016x}", f"{expected[there].sum():016x}")
+
+
+def folded(card: Ints, at_ms: Ints, amount: Ints, width_ms: int) -> tuple[Ints, Ints]:
+    """Count and sum of the card's transactions in (t - width, t]; of those at t, the ones up to this one."""
+    order = np.lexsort((at_ms, card))
+    # Cards lie further apart than any time: one search over all of them finds each window's start.
+    begin = int(at_ms.min())
+    reach = int(at_ms.max()) - begin + 2 * width_ms
+    place = card[order] * reach + (at_ms[order] - begin)
+    first = np.searchsorted(place, place - width_ms, side="right")
+    sums = np.concatenate(([0], np.cumsum(amount[order])))
+    here = np.arange(len(card))
+    count, total = np.empty(len(card), np.int64), np.empty(len(card), np.int64)
+    count[order] = here - first + 1
+    total[order] = sums[here + 1] - sums[first]
+    return count, total
 
 
 def records_of(settings: Settings, found_in: Topic) -> Iterator[bytes]:

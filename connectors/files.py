@@ -25,6 +25,7 @@ from confluent_kafka import KafkaError, KafkaException, Message
 
 from infra.broker import admin, producer, topic_ids
 from infra.codec import Codec, RegistryUnavailable, Unencodable
+from infra.columns import Columns
 from infra.settings import Settings
 from infra.topic_log import LogUnreadable, ends, partitions, read, starts
 from schemas.declare import Pipeline, Topic
@@ -38,6 +39,10 @@ Events = Callable[[pa.RecordBatch, int], Iterator[tuple[Topic, Event]]]
 Pure and deterministic: the same file gives the same events with the same ids in the same order, or a
 second ingest could not know what the first has sent.
 """
+
+EventColumns = Callable[[pa.RecordBatch, int], pa.RecordBatch | None]
+"""The same events as the columns of their topic's schema (`infra.columns`), where each row of the batch gives
+exactly one, of the source's own topic; None where these rows must be made into events one by one."""
 
 HEADER = "millrace-ingest"
 BATCH_ROWS = 8_192
@@ -58,7 +63,8 @@ class FileSource:
     """A kind of file that a domain can ingest, recognised by its columns.
 
     `topic` is the topic that most rows go to. `whole` names a column whose consecutive equal values
-    belong together (the lines of an invoice): batches are never cut between such rows.
+    belong together (the lines of an invoice): batches are never cut between such rows. `event_columns` is
+    for large files: what it gives for a batch must be what `events` gives.
     """
 
     name: str
@@ -66,6 +72,7 @@ class FileSource:
     columns: frozenset[str]
     events: Events
     whole: str | None = None
+    event_columns: EventColumns | None = None
 
 
 @dataclass(kw_only=True)
@@ -151,6 +158,7 @@ class _Run:
         self.ingest_id = ingest_id
         self.done = done
         self.codec = codec
+        self.columns = Columns(codec, source.topic) if source.event_columns is not None else None
         self.admin = admin(self.bootstrap_servers)
         self.partitions = partitions({t.name: t for t in (source.topic, *pipeline.inputs)}.values())
         self.note_path = note_path
@@ -190,13 +198,16 @@ class _Run:
         noted_events = 0
         try:
             for batch in whole_batches(rows, self.source.whole):
-                for topic, event in self._events(batch, first_row):
+                for topic, key, value in self._records(batch, first_row):
                     number = done.events
                     done.events += 1
                     if number < self.note.durable or sent_before.has(number):
                         done.already += 1
                         continue
-                    self._produce(topic, event, number)
+                    if isinstance(value, Unencodable):
+                        self._refuse(number, value)
+                        continue
+                    self._produce(topic, key, value, number)
                     if events_per_second is not None:
                         self._wait_until(began + done.sent / events_per_second, progress)
                 first_row = done.rows = first_row + batch.num_rows
@@ -217,6 +228,35 @@ class _Run:
             self.sender.poll(min(early_s, 0.2))
             progress(self.done)
 
+    def _records(
+        self, batch: pa.RecordBatch, first_row: int
+    ) -> Iterator[tuple[Topic, bytes, bytes | Unencodable]]:
+        """Topic, key and value of each event of these rows; why it has no value where it cannot be one."""
+        topic = self.source.topic
+        by_column = self._by_column(batch, first_row)
+        if by_column is not None:
+            yield from ((topic, key, value) for key, value in zip(*by_column, strict=True))
+            return
+        for topic, event in self._events(batch, first_row):
+            key = str(event[topic.key]).encode()
+            try:
+                yield topic, key, self.codec.encode(topic, event)
+            except Unencodable as error:
+                yield topic, key, error
+
+    def _by_column(self, batch: pa.RecordBatch, first_row: int) -> tuple[list[bytes], list[bytes]] | None:
+        """Keys and values of the rows, or None where they must be made into events one by one."""
+        if self.columns is None or self.source.event_columns is None:
+            return None
+        try:
+            events = self.source.event_columns(batch, first_row)
+            if events is None:
+                return None
+            keys = events.column(self.source.topic.key).cast(pa.binary()).to_pylist()
+            return keys, self.columns.encode_strictly(events)
+        except (KeyError, TypeError, ValueError, ArithmeticError, pa.ArrowException):
+            return None  # one by one the row at fault is named
+
     def _events(self, batch: pa.RecordBatch, first_row: int) -> Iterator[tuple[Topic, Event]]:
         try:
             yield from self.source.events(batch, first_row)
@@ -226,15 +266,12 @@ class _Run:
                 f" ({type(error).__name__}: {error}); correct the file"
             ) from error
 
-    def _produce(self, topic: Topic, event: Event, number: int) -> None:
-        try:
-            value = self.codec.encode(topic, event)
-        except Unencodable as error:
-            self.done.refused_total += 1
-            if len(self.done.refused) < REFUSED_SHOWN:
-                self.done.refused.append(f"event {number}: {error}")
-            return
-        key = str(event[topic.key]).encode()
+    def _refuse(self, number: int, error: Unencodable) -> None:
+        self.done.refused_total += 1
+        if len(self.done.refused) < REFUSED_SHOWN:
+            self.done.refused.append(f"event {number}: {error}")
+
+    def _produce(self, topic: Topic, key: bytes, value: bytes, number: int) -> None:
         header: list[tuple[str, str | bytes | None]] = [(HEADER, f"{self.ingest_id}/{number}".encode())]
         while True:
             try:

@@ -105,13 +105,17 @@ class Columns:
         head = self._codec.header(self._topic)
         return [head + body for body in pyruhvro.serialize_record_batch(batch, self._text, 1)[0].to_pylist()]
 
+    def encode_strictly(self, batch: pa.RecordBatch) -> list[bytes]:
+        """As `encode`, for columns of any origin. Raises ValueError where one may not hold a null it has."""
+        for field in self._strict:
+            _refuse_null(field, batch.column(field.name))
+        return self.encode(batch)
+
     def encode_events(self, events: Sequence[Event]) -> list[bytes]:
         """As `encode`, for events as dicts. Raises `Unencodable` naming the field where one does not fit."""
         try:
             arrays = [pa.array([e[f.name] for e in events], type=f.type) for f in self.schema]
-            for field, array in zip(self._strict, arrays, strict=True):
-                _refuse_null(field, array)
-            return self.encode(pa.RecordBatch.from_arrays(arrays, schema=self.schema))
+            return self.encode_strictly(pa.RecordBatch.from_arrays(arrays, schema=self.schema))
         except (KeyError, ValueError, TypeError, pa.ArrowException, OverflowError):
             # Whichever it is, fastavro writes it (with a default) or says what is wrong with it.
             return [self._codec.encode(self._topic, event) for event in events]

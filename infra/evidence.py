@@ -10,7 +10,8 @@ import numpy.typing as npt
 from psycopg import sql
 
 from infra.checkpoints import TopicPartition
-from infra.codec import Codec, Event, IsTick, Undecodable
+from infra.codec import Codec, IsTick, Undecodable
+from infra.columns import Columns
 from infra.postgres import Connection
 from infra.standing import Letter, Standing, readers
 from infra.topic_log import partitions, read
@@ -197,23 +198,33 @@ def _read(
     log = _Log(values=[array("q") for _ in fields])
     spans = standing.spans(topic)
     first, end = {p: s[0] for p, s in spans.items()}, {p: s[1] for p, s in spans.items()}
+    columns = Columns(codec, topic)
+    refused, refused_soon = (
+        {(letter.partition, letter.offset) for letter in letters if letter.topic == topic.name}
+        for letters in (standing.letters, waiting.letters)
+    )
     for messages in read(bootstrap_servers, first, end):
-        for message in messages:
-            partition, offset = int(message.partition() or 0), int(message.offset() or 0)
-            event: Event = {}
-            try:
-                event = codec.decode(topic, message.value()).event
-                log.ids.append(identity(event["tenant"], event[topic.event_id], by_tenant=by_tenant))
-            except IsTick:
-                continue  # a declared skip
-            except Undecodable:
-                log.ids.append(hash((topic.name, partition, offset)))
-            for name, values in zip(fields, log.values, strict=True):
-                values.append(event.get(name) or 0)
-            log.partitions.append(partition)
-            log.offsets.append(offset)
-            log.refused.append((place := Letter(topic.name, partition, offset)) in standing.letters)
-            log.refused_soon.append(place in waiting.letters)
+        decoded = columns.decode([message.value() for message in messages])
+        events = decoded.batch
+        places = [(int(m.partition() or 0), int(m.offset() or 0)) for m in messages]
+        undecodable = [n for n, error in decoded.others if not isinstance(error, IsTick)]  # a declared skip
+        # Good ones first, in which order does not matter: each has its place.
+        names = zip(
+            events.column("tenant").to_pylist(), events.column(topic.event_id).to_pylist(), strict=True
+        )
+        log.ids.extend(identity(tenant, event_id, by_tenant=by_tenant) for tenant, event_id in names)
+        log.ids.extend(hash((topic.name, *places[n])) for n in undecodable)
+        for name, values in zip(fields, log.values, strict=True):
+            if name in events.schema.names:
+                values.extend(events.column(name).fill_null(0).to_pylist())
+            else:
+                values.extend([0] * len(events))
+            values.extend([0] * len(undecodable))
+        ordered = [places[n] for n in (*decoded.rows.tolist(), *undecodable)]
+        log.partitions.extend(partition for partition, _ in ordered)
+        log.offsets.extend(offset for _, offset in ordered)
+        log.refused.extend(place in refused for place in ordered)
+        log.refused_soon.extend(place in refused_soon for place in ordered)
     return log
 
 

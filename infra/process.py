@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 
 from infra import exit_codes
+from infra.arrow import without_pandas
 from infra.checkpoints import Fenced, PositionRefused
 from infra.dead_letter_limit import OverLimit
 from infra.settings import Settings
@@ -24,6 +25,7 @@ def run(role: str, pipeline: str, main: Callable[[Settings, Health], None]) -> N
     Exit codes: 0 after a clean end, 3 fenced, 4 position refused, 5 over the dead letter limit (these: do
     not restart), 1 anything else. (6 is the watchdog's.)
     """
+    without_pandas()
     settings = Settings.load()
     logs.configure(role, pipeline, settings.text("log_level"))
     health = Health("running")

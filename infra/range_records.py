@@ -15,8 +15,8 @@ from infra.verification import Check
 
 @dataclass(slots=True)
 class Reread:
-    """One partition as it was read again, in order: per record its offset, the hash of its id where it was
-    stored (0 where not), and whether the sink refused it."""
+    """One partition as it was read again, in any order: per record its offset, the hash of its id where it
+    was stored (0 where not), and whether the sink refused it."""
 
     offsets: array[int] = field(default_factory=lambda: array("q"))
     hashes: array[int] = field(default_factory=lambda: array("Q"))
@@ -72,8 +72,10 @@ def check_ranges(
     inside = [r for r in ranges if r[0] >= begin and r[1] <= end]
     recount.compared += len(inside)
     offsets = np.array(reread.offsets, dtype=np.int64)
-    refused = _sums(np.array(reread.refused, dtype=np.uint64))
-    hashes = _sums(np.array(reread.hashes, dtype=np.uint64))
+    order = np.argsort(offsets, kind="stable")
+    offsets = offsets[order]
+    refused = _sums(np.array(reread.refused, dtype=np.uint64)[order])
+    hashes = _sums(np.array(reread.hashes, dtype=np.uint64)[order])
     for from_offset, to_offset, records, dead, ids_hash in inside:
         i, j = (int(n) for n in np.searchsorted(offsets, (from_offset, to_offset)))
         found = (j - i, int(refused[j]) - int(refused[i]), (int(hashes[j]) - int(hashes[i])) % 2**64)

@@ -90,7 +90,9 @@ def read(
 
     Records of one partition come in order. Raises `LogUnreadable`.
     """
-    open_ = {p for p in first if first[p] < end[p]}
+    # By plain tuples: making and hashing a TopicPartition for each record would cost as much as reading it.
+    until = {(p.topic, p.partition): end[p] for p in first if first[p] < end[p]}
+    open_ = set(until)
     if not open_:
         return
     consumer = Consumer(
@@ -106,7 +108,7 @@ def read(
         }
     )
     try:
-        consumer.assign([KafkaPartition(p.topic, p.partition, first[p]) for p in open_])
+        consumer.assign([KafkaPartition(p.topic, p.partition, first[p]) for p in first if first[p] < end[p]])
         heard = time.monotonic()
         while open_:
             messages = []
@@ -114,23 +116,26 @@ def read(
             arrived = consumer.consume(1, 1.0)
             if arrived:
                 arrived += consumer.consume(READ_RECORDS - 1, 0)
-            for message in arrived:
                 heard = time.monotonic()
-                at = TopicPartition(str(message.topic()), int(message.partition() or 0))
+            for message in arrived:
+                at = (str(message.topic()), int(message.partition() or 0))
                 error, offset = message.error(), int(message.offset() or 0)
                 if error is not None:
                     if error.code() != KafkaError._PARTITION_EOF:
-                        raise LogUnreadable(f"{at} cannot be read: {error.str()}; see `millrace doctor`")
+                        raise LogUnreadable(
+                            f"{TopicPartition(*at)} cannot be read: {error.str()}; see `millrace doctor`"
+                        )
                     open_.discard(at)
-                elif offset < end[at]:
+                elif offset < until[at]:
                     messages.append(message)
-                if offset >= end[at] - 1:
+                if offset >= until[at] - 1:
                     open_.discard(at)
             if messages:
                 yield messages
             if time.monotonic() > heard + SILENCE_SECONDS:
+                silent = TopicPartition(*min(open_))
                 raise LogUnreadable(
-                    f"{min(open_)} yields nothing for {SILENCE_SECONDS:.0f} s; see `millrace status`"
+                    f"{silent} yields nothing for {SILENCE_SECONDS:.0f} s; see `millrace status`"
                 )
     finally:
         consumer.close()

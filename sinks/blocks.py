@@ -95,6 +95,14 @@ class Layout:
         return data + encoder.finish()
 
 
+def layout_of(names: Sequence[str], oids: Sequence[int]) -> Layout | None:
+    """The layout, or None where rows of such columns are copied one by one."""
+    try:
+        return Layout(names, oids)
+    except LookupError:
+        return None
+
+
 def _array(values: Any) -> pa.Array:
     return values if isinstance(values, pa.Array) else pa.array(values)
 

@@ -8,20 +8,26 @@ merge rule lets that other one win.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import psycopg
+import pyarrow as pa
 from psycopg import sql
 
 from infra.checkpoints import TopicPartition
+from infra.columns import events_of
 from infra.postgres import Connection
 from infra.verification import Check, Place
 from schemas.declare import Table
+from sinks.blocks import layout_of
 from sinks.rows import Row, RowMapping
 
+Ints = npt.NDArray[np.int64]
 STAGED_ROWS = 20_000
 SOURCE_COLUMNS = ("source_partition", "source_offset")
 _PARTITION_SHIFT = 48
@@ -52,6 +58,27 @@ _SENTENCES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Staged:
+    """Events that give one row each: their places, and the rows by column."""
+
+    events: pa.RecordBatch
+    partitions: Ints
+    offsets: Ints
+    columns: Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Lot:
+    """Rows that wait to be compared: one by one, and by column."""
+
+    rows: list[Row] = field(default_factory=list)
+    blocks: list[_Staged] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.rows) + sum(len(block.events) for block in self.blocks)
+
+
 class TableCheck:
     """Compares one table with its topic's records, within one transaction of `connection`.
 
@@ -63,7 +90,7 @@ class TableCheck:
         self.table = table = mapping.table
         self.check = Check(f"{table.name}: each record has its row, each row its record", unit="rows")
         self._connection = connection
-        self._rows: list[Row] = []
+        self._lot = Lot()
         self._own: array[int] = array("q")
         self._columns = columns = (*table.columns, *SOURCE_COLUMNS)
         self._key = [columns.index(c) for c in table.key]
@@ -83,17 +110,24 @@ class TableCheck:
             )
         }
         self._types = [types[c] for c in columns]
+        self._layout = layout_of(columns, self._types) if mapping.columns is not None else None
         self._copy = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(stage, names)
         self._empty = sql.SQL("TRUNCATE {}").format(stage)
         self._analyze = sql.SQL("ANALYZE {}").format(stage)
+        self._analyze_key = sql.SQL("ANALYZE {} ({})").format(
+            stage, sql.SQL(", ").join(map(sql.Identifier, table.key))
+        )
         self._compare = _comparison(table, stage)
+        self._compare_others = sql.SQL(
+            "SELECT * FROM ({}) compared (part, place, kind) WHERE kind <> 0"
+        ).format(self._compare)
 
     def add(self, rows: Iterable[Row], partition: int, offset: int) -> int:
         """Take the rows of a record; returns how many there are after the merge within the record."""
         found = [(*row, partition, offset) for row in rows]
         if len(found) > 1:
             found = self._merged(found)
-        self._rows += found
+        self._lot.rows += found
         return len(found)
 
     def _merged(self, rows: list[Row]) -> list[Row]:
@@ -106,14 +140,74 @@ class TableCheck:
         return list(best.values())
 
     @property
-    def is_full(self) -> bool:
-        return len(self._rows) >= STAGED_ROWS
+    def takes_blocks(self) -> bool:
+        """Whether `add_block` may be used."""
+        return self._layout is not None
 
-    def compare(self) -> list[tuple[int, int, Kind]]:
-        """Compare what was added since the last call: partition, offset and kind of each row."""
-        if not self._rows:
+    def by_column(self, events: pa.RecordBatch) -> Mapping[str, Any]:
+        """The rows of events, one of each. Raises what the mapping does for an event that gives none."""
+        assert self.mapping.columns is not None
+        return self.mapping.columns(events)
+
+    def add_block(
+        self, events: pa.RecordBatch, partitions: Ints, offsets: Ints, rows: Mapping[str, Any]
+    ) -> None:
+        """Take the rows that `by_column` gives for the events of the records at these places."""
+        places = {"source_partition": pa.array(partitions), "source_offset": pa.array(offsets)}
+        self._lot.blocks.append(_Staged(events, partitions, offsets, {**rows, **places}))
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._lot) >= STAGED_ROWS
+
+    def take(self) -> Lot:
+        """What was added since the last call; another thread may compare it while more is added."""
+        lot, self._lot = self._lot, Lot()
+        return lot
+
+    def compare_blocks(self, lot: Lot) -> tuple[int, list[tuple[int, int, Kind]]]:
+        """Compare what was added by column: how many rows that is, and those that are not `Kind.OWN`.
+
+        (Where a row of them cannot be stored at all, every row with its kind.)
+        """
+        blocks = lot.blocks
+        if not blocks or self._layout is None:
+            return 0, []
+        try:
+            data = self._layout.copy_data([block.columns for block in blocks])
+            with (
+                self._connection.transaction(),
+                self._connection.cursor() as cursor,
+                cursor.copy(self._copy) as copy,
+            ):
+                copy.write(data)
+        except (psycopg.Error, pa.ArrowException) as error:
+            if isinstance(error, psycopg.OperationalError):
+                raise
+            rows: list[Row] = []
+            for block in blocks:  # row by row it is found out which of them cannot be one
+                here = zip(block.partitions.tolist(), block.offsets.tolist(), strict=True)
+                for event, place in zip(events_of(block.events), here, strict=True):
+                    rows += [(*row, *place) for row in self.mapping.rows(event)]
+            return len(rows), self.compare(Lot(rows))
+        with self._connection.cursor() as cursor:
+            cursor.execute(self._analyze_key)
+            cursor.execute(self._compare_others)
+            others = [(int(str(p)), int(str(o)), Kind(int(str(k)))) for p, o, k in cursor.fetchall()]
+            cursor.execute(self._empty)
+        places = np.concatenate([b.partitions << _PARTITION_SHIFT | b.offsets for b in blocks])
+        elsewhere = [p << _PARTITION_SHIFT | o for p, o, _ in others]
+        own = places[~np.isin(places, np.array(elsewhere, dtype=np.int64))] if others else places
+        self._own.extend(own.tolist())
+        self.check.compared += len(own)
+        self._take_note(others)
+        return len(places), others
+
+    def compare(self, lot: Lot) -> list[tuple[int, int, Kind]]:
+        """Compare what was added row by row: partition, offset and kind of each row."""
+        rows = lot.rows
+        if not rows:
             return []
-        rows, self._rows = self._rows, []
         found: list[tuple[int, int, Kind]] = []
         try:
             with self._connection.transaction():
@@ -129,6 +223,10 @@ class TableCheck:
             cursor.execute(self._compare)
             found += [(int(str(p)), int(str(o)), Kind(int(str(k)))) for p, o, k in cursor.fetchall()]
             cursor.execute(self._empty)
+        self._take_note(found)
+        return found
+
+    def _take_note(self, found: Sequence[tuple[int, int, Kind]]) -> None:
         self.check.compared += len(found)
         for partition, offset, kind in found:
             if kind in (Kind.OWN, Kind.DIFFERS):
@@ -139,7 +237,6 @@ class TableCheck:
                     f"{place} {_SENTENCES[kind]} in {self.table.name}",
                     (self.table.topic.name, partition, offset),
                 )
-        return found
 
     def check_sources(
         self, span: Mapping[TopicPartition, tuple[int, int]], positions: Mapping[TopicPartition, int]

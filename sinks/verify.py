@@ -8,14 +8,19 @@ as of one snapshot of the database. It may run while the pipeline works.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
+import numpy as np
+import pyarrow as pa
 from confluent_kafka import Message
 from psycopg import sql
 
 from infra.checkpoints import TopicPartition
 from infra.codec import Codec, IsTick, Undecodable
+from infra.columns import Columns
 from infra.evidence import OnTheWay, check_evidence, on_the_way
 from infra.log_span import Bound
 from infra.postgres import Connection, connect
@@ -26,7 +31,7 @@ from infra.topic_log import read
 from infra.verification import Check, Offsets, Place, Report
 from schemas.declare import Invariant, Pipeline, Topic
 from sinks.rows import RowMapping
-from sinks.table_check import RIGHT, Kind, TableCheck
+from sinks.table_check import RIGHT, Kind, Lot, TableCheck
 from sinks.writer import id_hash
 
 Progress = Callable[[str], None]
@@ -129,17 +134,23 @@ class _Verification:
         positions = {at: self._standing.position([sink], at) for at in spans}
         ends = {at: min(end, max(positions[at], begin)) for at, (begin, end) in spans.items()}
         rereads = {at: Reread() for at in spans}
-        open_: dict[tuple[int, int], list[Kind]] = {}
         records = 0
-        for messages in read(self._bootstrap_servers, {at: s[0] for at, s in spans.items()}, ends):
-            for message in messages:
-                records += 1
-                self._reread(topic, tables, message, rereads, found)
-            if any(t.is_full for t in tables):
-                self._compare(tables, open_)
-                self._count(open_, found)
-        self._compare(tables, open_)
-        self._count(open_, found)
+        by_column = Columns(self._codec, topic) if all(t.takes_blocks for t in tables) else None
+        # The database compares one lot while the next is read.
+        with ThreadPoolExecutor(1, thread_name_prefix="compare") as thread:
+            comparing = thread.submit(_compare, tables, [t.take() for t in tables])
+            for messages in read(self._bootstrap_servers, {at: s[0] for at, s in spans.items()}, ends):
+                records += len(messages)
+                others: Sequence[Message] = messages
+                if by_column is not None:
+                    others = self._reread_block(topic, tables, by_column, messages, rereads)
+                for message in others:
+                    self._reread(topic, tables, message, rereads, found)
+                if any(t.is_full for t in tables):
+                    _add(found, comparing.result())
+                    comparing = thread.submit(_compare, tables, [t.take() for t in tables])
+            _add(found, comparing.result())
+            _add(found, _compare(tables, [t.take() for t in tables]))
         for at, (begin, _) in spans.items():
             check_ranges(self._connection, sink, at, begin, ends[at], rereads[at], self._cover, self._recount)
         inside = {at: (begin, ends[at]) for at, (begin, _) in spans.items()}
@@ -186,23 +197,41 @@ class _Verification:
         if not sum(table.add(some, partition, offset) for table, some in zip(tables, rows, strict=True)):
             found.skipped += 1
 
-    @staticmethod
-    def _compare(tables: Sequence[TableCheck], open_: dict[tuple[int, int], list[Kind]]) -> None:
-        for table in tables:
-            for partition, offset, kind in table.compare():
-                open_.setdefault((partition, offset), []).append(kind)
-
-    @staticmethod
-    def _count(open_: dict[tuple[int, int], list[Kind]], found: Offsets) -> None:
-        """Count each record once, by what became of all its rows."""
-        for kinds in open_.values():
-            if not RIGHT.issuperset(kinds):
-                found.wrong += 1
-            elif Kind.OWN not in kinds and Kind.EARLIER in kinds:
-                found.duplicates += 1
-            else:
-                found.in_sink += 1
-        open_.clear()
+    def _reread_block(
+        self,
+        topic: Topic,
+        tables: Sequence[TableCheck],
+        columns: Columns,
+        messages: Sequence[Message],
+        rereads: dict[TopicPartition, Reread],
+    ) -> Sequence[Message]:
+        """As `_reread`, for all records that give their rows by column; returns the others."""
+        partitions = np.array([m.partition() for m in messages], dtype=np.int64)
+        offsets = np.array([m.offset() for m in messages], dtype=np.int64)
+        numbers = np.arange(len(messages))
+        if letters := self._standing.letters:
+            places = zip(partitions.tolist(), offsets.tolist(), strict=True)
+            numbers = np.flatnonzero([Letter(topic.name, *place) not in letters for place in places])
+        decoded = columns.decode([messages[n].value() for n in numbers.tolist()])
+        numbers = numbers[decoded.rows]
+        try:
+            rows = [table.by_column(decoded.batch) for table in tables]
+        except (ValueError, OverflowError, TypeError, LookupError, pa.ArrowException):
+            return messages
+        partitions, offsets = partitions[numbers], offsets[numbers]
+        for table, some in zip(tables, rows, strict=True):
+            table.add_block(decoded.batch, partitions, offsets, some)
+        hashes = np.fromiter(
+            map(id_hash, decoded.batch.column(topic.event_id).to_pylist()), np.uint64, len(numbers)
+        )
+        for partition in np.unique(partitions).tolist():
+            mine = partitions == partition
+            reread = rereads[TopicPartition(topic.name, partition)]
+            reread.offsets.frombytes(offsets[mine].tobytes())
+            reread.hashes.frombytes(hashes[mine].tobytes())
+            reread.refused.extend([0] * int(mine.sum()))
+        left = np.setdiff1d(np.arange(len(messages)), numbers)
+        return [messages[n] for n in left.tolist()]
 
     # Topics between processors, whose ids no table keeps
 
@@ -315,3 +344,34 @@ class _Verification:
             assert first is not None
             check.fails(str(first[0]), times=wrong)
         return check
+
+
+def _compare(tables: Sequence[TableCheck], lots: Sequence[Lot]) -> Counter[str]:
+    """Compare a lot of each table; counts each record once, by what became of all its rows."""
+    of_record: dict[tuple[int, int], list[Kind]] = {}
+    records = 0
+    for table, lot in zip(tables, lots, strict=True):
+        records, others = table.compare_blocks(lot)  # as many of each table
+        for partition, offset, kind in others:
+            of_record.setdefault((partition, offset), []).append(kind)
+    found = Counter(in_sink=records - len(of_record))
+    for kinds in of_record.values():
+        if len(kinds) < len(tables):
+            kinds.append(Kind.OWN)
+    for table, lot in zip(tables, lots, strict=True):
+        for partition, offset, kind in table.compare(lot):
+            of_record.setdefault((partition, offset), []).append(kind)
+    for kinds in of_record.values():
+        if not RIGHT.issuperset(kinds):
+            found["wrong"] += 1
+        elif Kind.OWN not in kinds and Kind.EARLIER in kinds:
+            found["duplicates"] += 1
+        else:
+            found["in_sink"] += 1
+    return found
+
+
+def _add(found: Offsets, more: Counter[str]) -> None:
+    found.in_sink += more["in_sink"]
+    found.duplicates += more["duplicates"]
+    found.wrong += more["wrong"]

@@ -45,7 +45,7 @@ from infra.telemetry.metrics import (
     ROWS_WRITTEN,
 )
 from schemas.declare import Merge, Pipeline, Table, Topic
-from sinks.blocks import Block, Layout
+from sinks.blocks import Block, Layout, layout_of
 from sinks.rows import Event, Row, RowMapping, from_ms
 
 log = logging.getLogger(__name__)
@@ -679,13 +679,6 @@ def _stage(table: Table) -> sql.Identifier:
     return sql.Identifier("pg_temp", f"stage_{table.name}")
 
 
-def _layout(columns: Sequence[str], types: Sequence[int]) -> Layout | None:
-    try:
-        return Layout(columns, types)
-    except LookupError:
-        return None
-
-
 def _target(connection: Connection, table: Table, counts: bool) -> _Target:
     """Look the table up in the database and compose its statements. Raises LookupError where it differs."""
     columns = (*table.columns, *SOURCE_COLUMNS)
@@ -737,7 +730,7 @@ def _target(connection: Connection, table: Table, counts: bool) -> _Target:
         )
     return _Target(
         table=table,
-        layout=_layout(columns, [types[c] for c in columns]),
+        layout=layout_of(columns, [types[c] for c in columns]),
         types=[types[c] for c in columns],
         counts=counts,
         time=columns.index(table.time) if table.time else None,

@@ -27,6 +27,12 @@ PRODUCER = {
 }
 """Settings of the producers of all subjects that use librdkafka, ours among them."""
 
+RECOVERING: bool = JOB.get("recovering", False)
+"""Whether the peer shall come back after a kill, by the means that its documentation has for it."""
+
+RECOVERY_SECONDS = 1.0
+"""How often such a peer saves itself, where it can be told."""
+
 DAY_MS = 24 * 60 * 60 * 1000
 
 

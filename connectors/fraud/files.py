@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from connectors.files import Event, FileSource
+from infra.columns import arrow_schema
 from schemas.declare import Topic
 from schemas.fraud import CARD_TRANSACTIONS
 
@@ -53,6 +54,30 @@ def _handbook(batch: pa.RecordBatch, first_row: int) -> Iterator[tuple[Topic, Ev
         )
 
 
+def _handbook_columns(batch: pa.RecordBatch, first_row: int) -> pa.RecordBatch | None:
+    names = ("transaction_id", "customer_id", "terminal_id")
+    if any(batch[name].null_count for name in (*names, "occurred_at", "amount")):
+        return None
+    if not all(pa.types.is_integer(batch[name].type) for name in names):
+        return None  # as text a number of another type is another one
+    number, customer, terminal = (batch[name].cast(pa.string()) for name in names)
+    rows = batch.num_rows
+    columns = {
+        "event_id": pc.binary_join_element_wise("handbook-", number, ""),
+        "tenant": pa.repeat("default", rows),
+        "occurred_at": batch["occurred_at"].cast(pa.timestamp("ms")).cast(pa.int64()),
+        "card_id": pc.binary_join_element_wise("handbook-card-", customer, ""),
+        "amount_minor": pc.round(pc.multiply(batch["amount"], 100.0)).cast(pa.int64()),
+        "currency": pa.repeat(HANDBOOK_CURRENCY, rows),
+        "customer_id": customer,
+        "terminal_id": terminal,
+        "channel": pa.repeat("UNKNOWN", rows),
+    }
+    schema = arrow_schema(CARD_TRANSACTIONS)
+    arrays = [columns[f.name] if f.name in columns else pa.nulls(rows, f.type) for f in schema]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
 _REQUIRED = frozenset({"event_id", "occurred_at", "card_id", "amount_minor", "currency"})
 
 
@@ -89,6 +114,7 @@ FILES: tuple[FileSource, ...] = (
         topic=CARD_TRANSACTIONS,
         columns=frozenset({"transaction_id", "occurred_at", "customer_id", "terminal_id", "amount"}),
         events=_handbook,
+        event_columns=_handbook_columns,
     ),
     FileSource(name="card-transactions", topic=CARD_TRANSACTIONS, columns=_REQUIRED, events=_own),
 )

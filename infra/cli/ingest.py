@@ -32,10 +32,12 @@ def ingest(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Send a file's rows. Run again after whatever happened, it sends what is missing and nothing twice."""
+    from infra.arrow import without_pandas
     from infra.services.probe import ProbeError, kafka, registry
     from schemas.declare import DeclarationError
     from schemas.pipelines import PIPELINES
 
+    without_pandas()
     settings = Settings.load()
     try:
         pipeline = PIPELINES[domain]

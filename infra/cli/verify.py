@@ -40,6 +40,7 @@ def verify(
     """
     import psycopg
 
+    from infra.arrow import without_pandas
     from infra.codec import RegistryUnavailable
     from infra.log_span import Bound
     from infra.moments import MomentError
@@ -48,6 +49,7 @@ def verify(
     from schemas.pipelines import PIPELINES
     from sinks.verify import verify as run
 
+    without_pandas()
     try:
         chosen = [PIPELINES[pipeline]] if pipeline else list(PIPELINES)
         begin, end = (Bound.parse(text) if text else None for text in (first, last))

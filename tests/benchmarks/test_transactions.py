@@ -48,6 +48,19 @@ def test_the_same_transactions_come_again() -> None:
     assert [int(r[ID_AT]) for r in RECORDS[:50]] == list(range(50))
 
 
+def test_the_first_of_them_are_themselves() -> None:
+    """So many of them by themselves have the events, windows and order that they have among all."""
+    assert list(DATA.first(700).scored()) == list(DATA.scored())[:700]
+    assert (DATA.first(700).rank == DATA.rank[:700]).all()
+
+
+def test_every_card_comes_before_any_comes_again() -> None:
+    """With all cards first, so many transactions bring as many cards in; six a day of each follow."""
+    data = Transactions(9_000, 3_000, all_cards_first=True)
+    assert len(set(data.card[:3_000].tolist())) == 3_000
+    assert data.at_ms[-1] - data.at_ms[0] == pytest.approx(9_000 / 3_000 / 6 * DAY_MS, rel=0.01)
+
+
 def test_a_prefix_of_each_card_passes() -> None:
     """What a slice leaves when it is over is right as far as it goes, in whatever order it is read."""
     check = DATA.check(reversed(RECORDS[:20_000]), EXPECTED)

@@ -19,6 +19,7 @@ from connectors import files
 from connectors.files import Event, FileSource, IngestError, choose, ingest, whole_batches
 from infra.broker import TopicSpec, admin, ensure_topics
 from infra.codec import Codec
+from infra.columns import arrow_schema
 from infra.settings import Settings
 from infra.topic_log import ends, partitions, read, starts
 from schemas.declare import Evidence, Pipeline, Table, Topic
@@ -51,7 +52,8 @@ def pipeline_of(topic: Topic) -> Pipeline:
     )
 
 
-def source_of(topic: Topic) -> FileSource:
+def source_of(topic: Topic, *, by_column: bool = False) -> FileSource:
+    """Rows of a card and an amount as events; `by_column` in both forms."""
     defaults = {f["name"]: f["default"] for f in topic.schema["fields"] if "default" in f}
 
     def events(batch: pa.RecordBatch, first_row: int) -> Iterator[tuple[Topic, Event]]:
@@ -72,7 +74,27 @@ def source_of(topic: Topic) -> FileSource:
                 },
             )
 
-    return FileSource(name="rows", topic=topic, columns=frozenset({"card", "amount"}), events=events)
+    def event_columns(batch: pa.RecordBatch, first_row: int) -> pa.RecordBatch:
+        rows = range(first_row, first_row + batch.num_rows)
+        made = {
+            "event_id": [f"row-{row}" for row in rows],
+            "tenant": ["default"] * batch.num_rows,
+            "occurred_at": [1_700_000_000_000 + row for row in rows],
+            "card_id": batch["card"].to_pylist(),
+            "amount_minor": batch["amount"].to_pylist(),
+            "currency": ["EUR"] * batch.num_rows,
+        }
+        schema = arrow_schema(topic)
+        constant = {f.name: [defaults.get(f.name)] * batch.num_rows for f in schema}
+        return pa.RecordBatch.from_pydict(constant | made, schema=schema)
+
+    return FileSource(
+        name="rows",
+        topic=topic,
+        columns=frozenset({"card", "amount"}),
+        events=events,
+        event_columns=event_columns if by_column else None,
+    )
 
 
 def write_rows(path: Path, rows: int) -> None:
@@ -118,15 +140,22 @@ RUN = textwrap.dedent("""
     files.NOTE_EVENTS = 1_000
     files.BATCH_ROWS = 500
     topic = topic_named(sys.argv[1])
-    sources = [source_of(topic)]
+    sources = [source_of(topic, by_column=sys.argv[4] == "True")]
     files.ingest(
         Settings.load(), pipeline_of(topic), Path(sys.argv[2]), sources=sources, events_per_second=6_000
     )
 """)
 
 
+@pytest.mark.parametrize("by_column", [False, True], ids=["by row", "by column"])
 def test_an_ingest_that_is_killed_twice_sends_every_row_exactly_once_in_order(
-    registry: Settings, codec: Codec, topic: Topic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    registry: Settings,
+    codec: Codec,
+    topic: Topic,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    by_column: bool,
 ) -> None:
     """kill -9 in the middle: the next run sends what is missing, nothing twice, each key's rows in order."""
     monkeypatch.setattr(files, "BATCH_ROWS", 500)
@@ -139,7 +168,7 @@ def test_an_ingest_that_is_killed_twice_sends_every_row_exactly_once_in_order(
 
     for more in (3_000, 6_000):
         popen = subprocess.Popen(
-            [sys.executable, "-c", RUN, topic.name, str(path), str(Path(__file__).parent)]
+            [sys.executable, "-c", RUN, topic.name, str(path), str(Path(__file__).parent), str(by_column)]
         )
         end = time.monotonic() + 40
         while count() < reached + more:
@@ -149,7 +178,7 @@ def test_an_ingest_that_is_killed_twice_sends_every_row_exactly_once_in_order(
         popen.wait()
         reached = count()
         assert reached < rows
-    done = ingest(registry, pipeline_of(topic), path, sources=[source_of(topic)])
+    done = ingest(registry, pipeline_of(topic), path, sources=[source_of(topic, by_column=by_column)])
     assert (done.rows, done.events) == (rows, rows)
     assert 0 < reached <= done.already and done.already + done.sent == rows
     found = records(registry, codec, topic)
@@ -187,13 +216,37 @@ def test_another_file_is_another_ingest(registry: Settings, topic: Topic, tmp_pa
         assert ingest(registry, pipeline_of(topic), path, sources=[source_of(topic)]).sent == rows
 
 
-def test_a_row_that_is_no_event_is_refused_and_its_neighbours_are_sent(
+def test_both_forms_of_a_file_are_one_ingest(
     registry: Settings, codec: Codec, topic: Topic, tmp_path: Path
+) -> None:
+    """What was sent row by row is known to an ingest by column, and its bytes are the same."""
+    path = tmp_path / "rows.parquet"
+    write_rows(path, 3_000)
+    values: list[list[bytes]] = []
+    for one in (topic, topic_named(f"{topic.name}-by-column")):
+        ensure_topics(registry.kafka_bootstrap_servers, [TopicSpec.of(one)])
+        codec.register(one)
+        source = source_of(one, by_column=one is not topic)
+        assert ingest(registry, pipeline_of(one), path, sources=[source]).sent == 3_000
+        wanted = partitions([one])
+        end = ends(admin(registry.kafka_bootstrap_servers), wanted)
+        found = read(registry.kafka_bootstrap_servers, dict.fromkeys(wanted, 0), end)
+        values.append(sorted((m.value() or b"")[5:] for messages in found for m in messages))
+    assert values[0] == values[1]
+    for note in (registry.home_path / "ingest").glob("*.json"):
+        note.unlink()
+    again = ingest(registry, pipeline_of(topic), path, sources=[source_of(topic, by_column=True)])
+    assert (again.sent, again.already) == (0, 3_000)
+
+
+@pytest.mark.parametrize("by_column", [False, True], ids=["by row", "by column"])
+def test_a_row_that_is_no_event_is_refused_and_its_neighbours_are_sent(
+    registry: Settings, codec: Codec, topic: Topic, tmp_path: Path, *, by_column: bool
 ) -> None:
     """A value that does not fit the schema is named with its number; the rest of the file arrives."""
     path = tmp_path / "rows.csv"
     path.write_text("card,amount\na,1\nb,\nc,3\n")
-    done = ingest(registry, pipeline_of(topic), path, sources=[source_of(topic)])
+    done = ingest(registry, pipeline_of(topic), path, sources=[source_of(topic, by_column=by_column)])
     assert (done.sent, done.refused_total) == (2, 1)
     assert done.refused[0].startswith("event 1: ")
     assert [e["amount_minor"] for _, e in sorted(records(registry, codec, topic), key=lambda r: r[0])] == [

@@ -11,6 +11,8 @@ from random import Random
 from types import FrameType
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import time_machine
 from hypothesis import Phase, given, seed, settings
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 
 from infra.checkpoints import TopicPartition
 from infra.codec import Codec
+from infra.columns import arrow_schema
 from infra.postgres import Connection, connect
 from infra.settings import Settings
 from infra.verification import Place
@@ -230,13 +233,19 @@ def test_verify_accepts_what_the_sink_wrote_and_names_what_was_altered(
     recording: Recording, stored: dict[str, list[tuple[Any, ...]]]
 ) -> None:
     """Each table's check is clean over its topic; a row with another value, and a row that is gone, are
-    named by the place of their record."""
-    for table in recording.pipeline.tables:
-        found = checked(recording, table, lambda connection: None)
+    named by the place of their record. So by column, where the table has them, as by row."""
+    forms = [
+        (m.table, by_column)
+        for m in recording.mappings
+        for by_column in ([False, True] if m.columns else [False])
+    ]
+    for table, by_column in forms:
+        found = checked(recording, table, lambda connection: None, by_column=by_column)
         assert (found.check.wrong, found.check.first) == (0, None) and found.check.compared
         for change in (alter, delete):
             changed: list[tuple[int, int]] = []
-            found = checked(recording, table, partial(_note, changed, change, table))
+            note = partial(_note, changed, change, table)
+            found = checked(recording, table, note, by_column=by_column)
             assert found.check.wrong >= 1, f"{change.__name__} in {table.name} goes unnoticed"
             places = of_the_same_key(recording, table, *changed[0])
             assert any(str(found.check.first).startswith(f"{p} ") for p in places), found.check.first
@@ -263,7 +272,9 @@ def of_the_same_key(recording: Recording, table: Table, partition: int, offset: 
     return {str(p) for p, others in keys.items() if others & mine}
 
 
-def checked(recording: Recording, table: Table, change: Callable[[Connection], object]) -> TableCheck:
+def checked(
+    recording: Recording, table: Table, change: Callable[[Connection], object], *, by_column: bool
+) -> TableCheck:
     """The table's check after a change that is undone."""
     [mapping] = [m for m in recording.mappings if m.table.name == table.name]
     places = recording.broker.places(table.topic.name)
@@ -278,8 +289,15 @@ def checked(recording: Recording, table: Table, change: Callable[[Connection], o
                 _, partition, offset = place(message)
                 if (table.topic.name, partition, offset) not in dead:
                     event = recording.codec.decode(table.topic, message.value()).event
-                    found.add(mapping.rows(event), partition, offset)
-            found.compare()
+                    if by_column:
+                        batch = pa.RecordBatch.from_pylist([event], schema=arrow_schema(table.topic))
+                        at = (np.array([partition]), np.array([offset]))
+                        found.add_block(batch, *at, found.by_column(batch))
+                    else:
+                        found.add(mapping.rows(event), partition, offset)
+            lot = found.take()
+            found.compare_blocks(lot)
+            found.compare(lot)
             found.check_sources({at: (0, end) for at, end in ends.items()}, ends)
     return found
 

@@ -35,8 +35,11 @@ def deposit(n: int, account: str | None = None, amount_minor: int = 100) -> dict
 class Bank:
     """The example pipeline with its processor and sink run over some deposits, and then stopped."""
 
-    def __init__(self, settings: Settings, codec: Codec, accounts: Accounts) -> None:
+    def __init__(
+        self, settings: Settings, codec: Codec, accounts: Accounts, *, by_column: bool = True
+    ) -> None:
         self.settings, self.codec, self.accounts = settings, codec, accounts
+        self._rows = accounts.rows if by_column else accounts.row_by_row
 
     def run(self, events: list[dict[str, Any] | bytes]) -> None:
         send(self.settings, self.codec, self.accounts.deposits, events)
@@ -53,7 +56,7 @@ class Bank:
 
     def verify(self, first: str | None = None, last: str | None = None) -> Report:
         bounds = [Bound.parse(text) if text else None for text in (first, last)]
-        return verify(self.settings, self.accounts.pipeline, self.accounts.rows, bounds[0], bounds[1])
+        return verify(self.settings, self.accounts.pipeline, self._rows, bounds[0], bounds[1])
 
 
 def wrong(report: Report) -> dict[str, tuple[int, str | None]]:
@@ -68,10 +71,10 @@ def of(report: Report, topic: str) -> dict[str, int]:
     return {n: getattr(found, n) for n in names if getattr(found, n)}
 
 
-@pytest.fixture
-def bank(database: Settings, codec: Codec, accounts: Accounts) -> Bank:
+@pytest.fixture(params=[False, True], ids=["by row", "by column"])
+def bank(database: Settings, codec: Codec, accounts: Accounts, request: pytest.FixtureRequest) -> Bank:
     """300 deposits; 20 of them come twice, 3 are refused by the processor, 1 by the sink, 2 are no event."""
-    bank = Bank(database, codec, accounts)
+    bank = Bank(database, codec, accounts, by_column=request.param)
     events: list[dict[str, Any] | bytes] = [deposit(n) for n in range(300)]
     events += [deposit(n) for n in range(100, 120)]
     events += [deposit(1000 + n, amount_minor=-5000) for n in range(3)]

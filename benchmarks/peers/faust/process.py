@@ -1,8 +1,9 @@
 """An ordinary Faust agent: one event at a time, its window in a table, its codec a `faust.Codec`.
 
 As in the user guide's chapters on agents, tables and codecs. The table is kept in memory (the default store,
-and the fastest); Faust writes its changelog. Optimisations are in force where Faust has them (uvloop is not
-one of its requirements and is left out; `producer_acks` is -1 by default, that is all).
+and the fastest); Faust writes its changelog, from which a worker that starts again takes it. Optimisations
+are in force where Faust has them (uvloop is not one of its requirements and is left out; `producer_acks` is
+-1 by default, that is all).
 """
 
 import sys

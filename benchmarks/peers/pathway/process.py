@@ -4,11 +4,21 @@
 `to_stream` keeps a card's next state from withdrawing what its last one gave out. The window of the
 temporal library (`intervals_over`), the other way to an exact one, joins every row with its past.
 `max_backlog_size` bounds a commit: without it one takes in all that there is to read.
+For the benchmark of recovery: its default persistence, with a snapshot every second (that of operators, which
+its documentation calls the most efficient one, asks for a licence key).
 """
 
 import pathway as pw
 
-from benchmarks.peers.task import JOB, PRODUCER, decode, empty, encode
+from benchmarks.peers.task import (
+    JOB,
+    PRODUCER,
+    RECOVERING,
+    RECOVERY_SECONDS,
+    decode,
+    empty,
+    encode,
+)
 from benchmarks.peers.task import score as scored
 
 
@@ -35,6 +45,7 @@ transactions = pw.io.kafka.read(
     format="raw",
     autocommit_duration_ms=500,
     max_backlog_size=50_000,
+    name="transactions",
 )
 cards = transactions.groupby(pw.this.key).reduce(pw.this.key, state=score(pw.this.data))
 scores = (
@@ -53,4 +64,11 @@ pw.io.kafka.write(
 )
 
 if __name__ == "__main__":
-    pw.run(monitoring_level=pw.MonitoringLevel.NONE)
+    saved = pw.persistence.Config(
+        pw.persistence.Backend.filesystem(JOB["state"]),
+        snapshot_interval_ms=int(RECOVERY_SECONDS * 1000),
+    )
+    pw.run(
+        monitoring_level=pw.MonitoringLevel.NONE,
+        persistence_config=saved if RECOVERING else None,
+    )

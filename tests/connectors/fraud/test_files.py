@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import fastavro
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ import pytest
 
 from connectors.files import FileSource
 from connectors.fraud.files import FILES
+from infra.columns import arrow_schema
 from schemas.fraud import CARD_TRANSACTIONS
 from streams.fraud.scoring import fault
 
@@ -72,6 +74,25 @@ def test_the_handbooks_rows_are_transactions() -> None:
         "channel": "UNKNOWN",
     }
     assert [e["amount_minor"] for e in events] == [5716, 0, 100, 29, 123456789]
+
+
+def test_the_handbooks_columns_are_its_events() -> None:
+    """By column as by row: the same transactions, to the minor unit; rows that have no column go by row."""
+    random = np.random.default_rng(5)
+    amounts = [*np.round(random.gamma(2.0, 60.0, 3_000), 2).tolist(), 1.005, 0.285, 1e9]
+    batch = handbook(amounts)
+    made = FILES[0].event_columns
+    assert made is not None
+    columns = made(batch, 0)
+    assert columns is not None
+    assert columns.schema == arrow_schema(CARD_TRANSACTIONS)
+    assert columns.to_pylist() == events_of(batch)
+    for name in ("transaction_id", "customer_id", "terminal_id", "occurred_at", "amount"):
+        place = batch.schema.get_field_index(name)
+        gap = pa.array([None, *batch[name].to_pylist()[1:]], batch[name].type)
+        assert made(batch.set_column(place, name, gap), 0) is None
+    place = batch.schema.get_field_index("customer_id")
+    assert made(batch.set_column(place, "customer_id", batch["customer_id"].cast(pa.float64())), 0) is None
 
 
 def test_a_second_reading_gives_the_same_events() -> None:
