@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +237,53 @@ class Usage:
         return sum(self._cpu.values())
 
 
+class Running:
+    """A subject's process with a log of its own; it ends, with all it started, at the end of the block."""
+
+    def __init__(self, name: str, command: Sequence[str], environ: Mapping[str, str]) -> None:
+        self._name, self._command, self._environ = name, command, environ
+        self._log = STATE / "logs" / f"{name}.log"
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> Running:
+        with self._log.open("wb") as output:
+            self._process = subprocess.Popen(
+                self._command,
+                cwd=ROOT,
+                env=dict(self._environ),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        process = self._process
+        with suppress(ProcessLookupError):
+            process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(END_SECONDS)
+        # Its session, so that nothing of a peer that does not listen goes on beside the next one.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def require(self) -> None:
+        """Raises `SubjectFailed` where it has ended."""
+        if (code := self._process.poll()) is not None:
+            raise self.failed(f"ended with code {code}")
+
+    def failed(self, what: str) -> SubjectFailed:
+        """What is wrong with it, with its last words."""
+        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        words = " | ".join(lines[-5:])[-800:] or "it said nothing"
+        return SubjectFailed(f"{self._name} {what}: {words} (see {self._log})")
+
+
 @dataclass
 class Slice:
     """A subject's process at work; `progress` counts what it has brought about so far."""
@@ -249,45 +296,27 @@ class Slice:
     seconds: float
     while_measured: Callable[[int], None] | None = None
     """Called once with the process's id when the warm-up is over; may block as long as the slice lasts."""
-    log: Path = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.log = STATE / "logs" / f"{self.name}.log"
-        self.log.parent.mkdir(parents=True, exist_ok=True)
 
     def run(self) -> Measured:
         """Start it, measure it, end it. Raises `SubjectFailed`."""
-        with self.log.open("wb") as output:
-            process = subprocess.Popen(
-                self.command,
-                cwd=ROOT,
-                env=dict(self.environ),
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        try:
-            return self._measure(process)
-        finally:
-            self._end(process)
+        with Running(self.name, self.command, self.environ) as running:
+            return self._measure(running)
 
-    def _measure(self, process: subprocess.Popen[bytes]) -> Measured:
-        usage = Usage(process.pid)
+    def _measure(self, running: Running) -> Measured:
+        usage = Usage(running.pid)
         began = time.monotonic()
         warm_at = started_at = 0.0
         units_before, cpu_before = 0, 0.0
         while True:
             time.sleep(POLL_SECONDS)
             units, now, cpu = self.progress(), time.monotonic(), usage.look()
-            if process.poll() is not None and units < self.total:
-                raise SubjectFailed(f"{self.name} ended with code {process.returncode}: {self._last_words()}")
+            if units < self.total:
+                running.require()
             if not warm_at:
                 if units:
                     warm_at = now + WARM_UP_SECONDS
                 elif now - began > START_SECONDS:
-                    raise SubjectFailed(
-                        f"{self.name} brought nothing about in {START_SECONDS:.0f} s: {self._last_words()}"
-                    )
+                    raise running.failed(f"brought nothing about in {START_SECONDS:.0f} s")
             elif not started_at:
                 if units >= self.total:
                     raise SubjectFailed(
@@ -297,25 +326,11 @@ class Slice:
                     started_at, units_before, cpu_before = now, units, cpu
                     usage.peak_bytes = 0
                     if self.while_measured is not None:
-                        self.while_measured(process.pid)
+                        self.while_measured(running.pid)
             elif units >= self.total or now - started_at >= self.seconds:
                 if units == units_before:
-                    raise SubjectFailed(f"{self.name} stood still after its warm-up: {self._last_words()}")
+                    raise running.failed("stood still after its warm-up")
                 return Measured(units - units_before, now - started_at, cpu - cpu_before, usage.peak_bytes)
-
-    def _end(self, process: subprocess.Popen[bytes]) -> None:
-        with suppress(ProcessLookupError):
-            process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(END_SECONDS)
-        # Its session, so that nothing of a peer that does not listen goes on beside the next one.
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-    def _last_words(self) -> str:
-        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        return f"{' | '.join(lines[-5:])[-800:] or 'it said nothing'} (see {self.log})"
 
 
 class Sampler:
@@ -394,14 +409,23 @@ def report(benchmark: str, unit: str, runs: Mapping[str, Sequence[Run | str]]) -
             f"{ours / s['value']:.2f} ×" if ours and s["value"] else "–",
             "yes" if s["checked"] else "NO",
         )
+    return publish(benchmark, table, subjects)
+
+
+def publish(benchmark: str, table: Table, subjects: Sequence[Mapping[str, Any]], **more: Any) -> int:
+    """Print the table and write the file, with `more` of the run; the exit code, 1 where a check failed."""
     Console(width=120).print(table)
     STATE.mkdir(parents=True, exist_ok=True)
     path = STATE / f"{benchmark}.json"
-    path.write_text(
-        json.dumps({"benchmark": benchmark, "machine": machine(), "subjects": subjects}, indent=1) + "\n"
-    )
+    written = {"benchmark": benchmark, "machine": machine(), **more, "subjects": subjects}
+    path.write_text(json.dumps(written, indent=1) + "\n")
     print(f"written to {path.relative_to(ROOT)}")
-    return 0 if all(s["checked"] for s in subjects) else 1
+    return 0 if subjects and all(s["checked"] for s in subjects) else 1
+
+
+def command() -> str:
+    """The command that this benchmark runs by."""
+    return " ".join(["python -m", _module(), *sys.argv[1:]])
 
 
 def _subject(name: str, unit: str, some: Sequence[Run | str]) -> dict[str, Any]:
@@ -412,7 +436,7 @@ def _subject(name: str, unit: str, some: Sequence[Run | str]) -> dict[str, Any]:
         "unit": unit,
         "runs": [r.rate for r in done],
         "checked": len(done) == len(some) and all(r.check.passed for r in done),
-        "check": {"command": " ".join(["python -m", _module(), *sys.argv[1:]]), "slices": _checks(some)},
+        "check": {"command": command(), "slices": _checks(some)},
         "per_cpu_second": statistics.median(r.per_cpu_second for r in done) if done else None,
         "peak_mb": max(r.measured.peak_bytes for r in done) / 1e6 if done else None,
     }

@@ -5,8 +5,9 @@ The fold is independent of every subject: windows by binary search over all tran
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 from confluent_kafka import Producer
 
 from benchmarks.harness import Check
@@ -27,6 +30,7 @@ Event = dict[str, Any]
 Ints = npt.NDArray[np.int64]
 
 CARDS = 10_000
+MERCHANTS = 1_000
 STEP_MS = 1_440
 """Between two transactions of the whole: six a card and day on average."""
 START_MS = 1_704_067_200_000
@@ -88,11 +92,21 @@ class Transactions:
         self.card: Ints = random.integers(0, CARDS, records)
         self.at_ms: Ints = START_MS + np.arange(records) * STEP_MS + random.integers(0, STEP_MS, records)
         self.amount: Ints = 100 + random.integers(0, 50_000, records)
-        self._merchant: Ints = random.integers(0, 1_000, records)
+        self.merchant: Ints = random.integers(0, MERCHANTS, records)
+
+    def prefix(self, records: int) -> Transactions:
+        """The first of them alone."""
+        part = copy.copy(self)
+        for derived in ("_folded", "rank"):
+            part.__dict__.pop(derived, None)
+        part.records = records
+        for name in ("card", "at_ms", "amount", "merchant"):
+            setattr(part, name, getattr(self, name)[:records])
+        return part
 
     def events(self) -> Iterator[Event]:
         """The transactions."""
-        columns = (self.at_ms, self.card, self.amount, self._merchant)
+        columns = (self.at_ms, self.card, self.amount, self.merchant)
         for n, (at_ms, card, amount, merchant) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
             yield {
                 "event_id": f"tx-{n:012}",
@@ -106,6 +120,22 @@ class Transactions:
                 "channel": ("PRESENT", "ONLINE")[n % 2],
             }
 
+    def columns(self, start: int, end: int) -> dict[str, pa.Array]:
+        """The fields of `events` from number `start` up to, not including, `end`, by column."""
+        numbers, merchant = np.arange(start, end), self.merchant[start:end]
+        here = slice(start, end)
+        same = {"tenant": "default", "currency": "EUR"}
+        return {
+            "event_id": numbered("tx-", numbers, 12),
+            "occurred_at": pa.array(self.at_ms[here]),
+            "card_id": numbered("card-", self.card[here], 6),
+            "amount_minor": pa.array(self.amount[here]),
+            "merchant_id": numbered("merchant-", merchant, 4),
+            "country": one_of(("NL", "BE", "DE"), merchant),
+            "channel": one_of(("PRESENT", "ONLINE"), numbers),
+            **{name: pa.repeat(value, end - start) for name, value in same.items()},
+        }
+
     def scored(self) -> Iterator[Event]:
         """What a processor should make of them."""
         count, total, score = self._folded
@@ -116,18 +146,29 @@ class Transactions:
     @cached_property
     def _folded(self) -> tuple[Ints, Ints, npt.NDArray[np.float64]]:
         """Count and sum of the card's transactions in (t - 24 h, t], and the score."""
+        count, total = self.window(DAY_MS)
+        ratio = (self.amount * count) / (total + 10_000.0)
+        return count, total, ratio / (1.0 + ratio)
+
+    def scored_columns(self, start: int, end: int) -> dict[str, pa.Array]:
+        """As `columns`, of `scored`."""
+        names = ("count_24h", "sum_24h_minor", "score")
+        results = zip(names, self._folded, strict=True)
+        return self.columns(start, end) | {name: pa.array(values[start:end]) for name, values in results}
+
+    def window(self, width_ms: int) -> tuple[Ints, Ints]:
+        """Count and sum of the card's transactions in (t - width, t], of each transaction."""
         order = np.lexsort((self.at_ms, self.card))
         # Cards lie further apart than any time: one search over all of them finds each window's start.
-        reach = int(self.at_ms[-1]) + 2 * DAY_MS
+        reach = int(self.at_ms[-1]) + width_ms + DAY_MS
         place = self.card[order] * reach + self.at_ms[order]
-        first = np.searchsorted(place, place - DAY_MS, side="right")
+        first = np.searchsorted(place, place - width_ms, side="right")
         sums = np.concatenate(([0], np.cumsum(self.amount[order])))
         here = np.arange(self.records)
         count, total = np.empty(self.records, np.int64), np.empty(self.records, np.int64)
         count[order] = here - first + 1
         total[order] = sums[here + 1] - sums[first]
-        ratio = (self.amount * count) / (total + 10_000.0)
-        return count, total, ratio / (1.0 + ratio)
+        return count, total
 
     @cached_property
     def rank(self) -> Ints:
@@ -177,6 +218,17 @@ class Transactions:
         )
         # Sums, modulo 2^64: the order in which partitions are read must not matter.
         return Check(passed, counts, f"{found[there].sum():016x}", f"{expected[there].sum():016x}")
+
+
+def numbered(prefix: str, numbers: Ints, digits: int) -> pa.Array:
+    """Names that end in a number of so many digits."""
+    padded = pc.utf8_lpad(pa.array(numbers).cast(pa.string()), digits, "0")
+    return pc.binary_join_element_wise(prefix, padded, "")
+
+
+def one_of(names: Sequence[str], numbers: Ints) -> pa.Array:
+    """The names in turn, by number."""
+    return pa.array(names).take(pa.array(numbers % len(names)))
 
 
 def records_of(settings: Settings, found_in: Topic) -> Iterator[bytes]:

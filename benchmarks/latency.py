@@ -1,0 +1,428 @@
+"""From a card transaction's scheduled time to its decision and to its row: `python -m benchmarks.latency`.
+
+An open loop: a sender of its own sends at 5, 10, 20 and 30 thousand a second, whoever keeps up or not. Ours is
+the fraud pipeline as production runs it, worker and sink, with 50 rules, the trained model and full windows;
+the limit hands the same bytes on. `--peers` adds the peers of `process`, each at the highest rate of a ladder
+that it holds; `--search` looks for the highest rate at which our p99 is 200 ms at most. After each round
+every decision and every row is compared with an independent fold.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+from rich.table import Table
+
+from benchmarks import fraud
+from benchmarks.arrivals import Waits
+from benchmarks.harness import (
+    LIMIT,
+    OURS,
+    Check,
+    Running,
+    Sampler,
+    SubjectFailed,
+    alone,
+    arguments,
+    command,
+    job,
+    job_environ,
+    publish,
+    python_of,
+    services,
+)
+from benchmarks.open_loop import Schedule
+from benchmarks.process import PROGRAMS
+from benchmarks.stretches import Load, Stored, Stretch
+from benchmarks.transactions import SCHEMAS, Declared, Transactions, records_of
+from infra.codec import Codec
+from infra.columns import Columns
+from infra.postgres import connect
+from infra.services.processes import Detached
+from infra.settings import SETTINGS, Settings
+from schemas.fraud import CARD_DECISIONS, CARD_TRANSACTIONS, PIPELINE
+
+RATES = (5_000, 10_000, 20_000, 30_000)
+LADDER = (1_000, 2_000, 5_000, 10_000, 20_000, 30_000)
+PROBE_SECONDS = 8.0
+"""How long a peer has to hold a rung of the ladder before the next one."""
+PEERS = [name for name in PROGRAMS if name not in (OURS, LIMIT)]
+COMMIT_MS = 20
+"""Between two of Pathway's commits, which its answers wait for: for throughput it is 500."""
+RELAY = ("confluent", "benchmarks/peers/confluent/relay.py")
+PEER_HISTORY = 20_000
+"""Transactions before a peer's first stretch, to see it at work: a day's would take some of them a minute."""
+
+SEARCH_P99_MS = 200.0
+SEARCH_STEP = 1.2
+SEARCH_UP, SEARCH_BETWEEN = 6, 2
+"""Steps upwards at the most, and steps between the last rate that is good and the first that is not."""
+
+COLLECTORS = {
+    "zgc": "-Xms512m -Xmx512m -XX:+UseZGC -XX:+AlwaysPreTouch",
+    "g1": "-Xms512m -Xmx512m -XX:+UseG1GC -XX:MaxGCPauseMillis=5 -XX:+AlwaysPreTouch",
+    "serial": "-Xms512m -Xmx512m -Xmn64m -XX:+UseSerialGC -XX:+AlwaysPreTouch",
+    "default": "",
+}
+"""JVM options of the broker. ZGC stops it for less than a millisecond at a time, but collects beside it; G1
+and serial stop it for as long as what lives in the young generation takes. `default`: as `millrace up`."""
+
+
+@dataclass
+class Measured:
+    """What was measured of a subject at one rate, round by round."""
+
+    stretches: list[Stretch] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+
+Found = dict[tuple[str, int], Measured]
+"""By subject and rate."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """How long a stretch takes."""
+
+    warm_seconds: float
+    seconds: float
+
+    def at(self, load: Load, rate: int) -> Schedule:
+        return Schedule(load.sent, rate, self.warm_seconds, self.seconds)
+
+    def records(self, rates: Sequence[float]) -> int:
+        """How many are sent at these rates."""
+        return int(sum(rates) * (self.warm_seconds + self.seconds)) + len(rates)
+
+
+@dataclass(frozen=True)
+class AtWork:
+    """A subject whose processes run: what measures it at a rate, and what checks all that it was sent."""
+
+    load: Load
+    measure: Callable[[Schedule], Stretch]
+    check: Callable[[], Check]
+
+
+@contextmanager
+def ours(settings: Settings, n: int, records: int, history: int, profile: float) -> Iterator[AtWork]:
+    """The fraud pipeline, caught up with its history; `profile`: seconds to sample the worker for, or 0."""
+    codec, data = Codec(settings.schema_registry_url), Transactions(history + records)
+    columns = Columns(codec, CARD_TRANSACTIONS)
+    environ = job_environ(settings, {})
+    with connect(settings.database_url, "benchmark") as connection:
+        in_force = fraud.prepare(settings, connection, codec)
+        load = Load(
+            settings,
+            CARD_TRANSACTIONS,
+            CARD_DECISIONS,
+            data,
+            lambda start, end: columns.encode(fraud.card_transactions(data, start, end)),
+            Stored(connection, PIPELINE.sink_name),
+        )
+        load.preload(history)
+        with (
+            Running(f"latency-processor-{n}", fraud.WORKER, environ) as worker,
+            Running(f"latency-sink-{n}", fraud.SINK, environ) as sink,
+        ):
+            roles = {"processor": worker, "sink": sink}
+            load.settle(roles)
+
+            def measure(schedule: Schedule) -> Stretch:
+                sampler = Sampler(f"latency-{schedule.rate}", profile)
+                stretch = load.run(
+                    schedule, roles, _services(settings), lambda: profile and sampler.start(worker.pid)
+                )
+                if profile:
+                    sampler.show()
+                return stretch
+
+            def check() -> Check:
+                sent = data.prefix(load.sent)
+                return fraud.Checker(sent, in_force).check(settings, codec, connection)
+
+            yield AtWork(load, measure, check)
+
+
+@contextmanager
+def theirs(settings: Settings, name: str, n: int, records: int) -> Iterator[AtWork]:
+    """A peer or the limit, caught up with its history."""
+    peer, program = RELAY if name == LIMIT else PROGRAMS[name]
+    assert peer is not None
+    tag = f"{name}-{n}"
+    codec, data, declared = (
+        Codec(settings.schema_registry_url),
+        Transactions(PEER_HISTORY + records),
+        Declared(tag),
+    )
+    declared.create(settings, codec)
+    columns = {topic.name: Columns(codec, topic) for topic in (declared.transactions, declared.scores)}
+    told = job(
+        settings,
+        tag,
+        source=declared.transactions.name,
+        source_schema=f"{SCHEMAS}/transactions.avsc",
+        target=declared.scores.name,
+        target_schema=f"{SCHEMAS}/scores.avsc",
+        target_schema_id=codec.register(declared.scores),
+        partitions=declared.scores.partitions,
+        commit_ms=COMMIT_MS,
+    )
+
+    def encode(start: int, end: int) -> list[bytes]:
+        return columns[declared.transactions.name].encode(
+            _batch(data.columns(start, end), declared.transactions)
+        )
+
+    load = Load(settings, declared.transactions, declared.scores, data, encode)
+    load.preload(PEER_HISTORY)
+    with Running(
+        f"latency-{tag}", [python_of(peer), *program.split()], job_environ(settings, told)
+    ) as running:
+        load.settle({name: running})
+
+        def check() -> Check:
+            sent = data.prefix(load.sent)
+            if name == LIMIT:
+                expected = encode(0, load.sent)
+            else:
+                expected = columns[declared.scores.name].encode(
+                    _batch(sent.scored_columns(0, load.sent), declared.scores)
+                )
+            found = sent.check(records_of(settings, declared.scores), sent.hashes(expected))
+            is_whole = found.counts["distinct"] == load.sent
+            return replace(
+                found, passed=found.passed and is_whole, counts={**found.counts, "sent": load.sent}
+            )
+
+        yield AtWork(load, lambda schedule: load.run(schedule, {name: running}, _services(settings)), check)
+
+
+def climb(at_work: AtWork, times: Times) -> list[Stretch]:
+    """Up the ladder to the highest rate that is held; it alone is measured. Raises `SubjectFailed`."""
+    best = 0
+    for rate in LADDER:
+        probe = at_work.measure(Times(2.0, PROBE_SECONDS).at(at_work.load, rate))
+        print(f"  probe: {probe.line()}")
+        if not probe.is_held:
+            break
+        best = rate
+    if not best:
+        raise SubjectFailed(f"{at_work.load.target.name}: not even {LADDER[0]:,}/s is held")
+    return [at_work.measure(times.at(at_work.load, best))]
+
+
+def search(measure: Callable[[int], Stretch], start: int) -> list[Stretch]:
+    """Look upwards from a rate for the highest at which the p99 to the decision is as wanted."""
+    found: list[Stretch] = []
+
+    def is_good(rate: int) -> bool:
+        found.append(measure(rate))
+        return found[-1].is_held and found[-1].decision.p99 <= SEARCH_P99_MS
+
+    rate, good, bad = start, 0, 0
+    for _ in range(SEARCH_UP):
+        if not is_good(rate):
+            bad = rate
+            break
+        good, rate = rate, int(rate * SEARCH_STEP)
+    for _ in range(SEARCH_BETWEEN if good and bad else 0):
+        rate = (good + bad) // 2
+        if is_good(rate):
+            good = rate
+        else:
+            bad = rate
+    return found
+
+
+def main() -> int:
+    parser = arguments(__doc__, records=fraud.HISTORY)
+    parser.add_argument("--rates", default=",".join(map(str, RATES)), help="transactions a second, rising")
+    parser.add_argument("--warm-up", type=float, default=5.0, help="seconds before the measured ones")
+    parser.add_argument("--peers", action="store_true", help="also the peers, at the highest rate each holds")
+    parser.add_argument(
+        "--full", action="store_true", help="the limit in every round, not in the first alone"
+    )
+    parser.add_argument("--search", action="store_true", help="also the highest rate with p99 of 200 ms")
+    parser.add_argument("--collector", choices=COLLECTORS, default="zgc", help="the broker's, see COLLECTORS")
+    chosen = parser.parse_args()
+    rates = sorted(int(rate) for rate in chosen.rates.split(","))
+    times = Times(chosen.warm_up, chosen.seconds)
+    if COLLECTORS[chosen.collector]:
+        os.environ[SETTINGS["kafka_jvm"].variable] = COLLECTORS[chosen.collector]
+    wanted = [
+        s for s in (OURS, LIMIT, *(PEERS if chosen.peers else ())) if s in (chosen.only or s).split(",")
+    ]
+    for peer in {RELAY[0], *(PROGRAMS[name][0] for name in wanted if name in PEERS)} - {None}:
+        python_of(str(peer))
+    found: Found = {}
+    searched: list[Stretch] = []
+    with alone():
+        for n in range(chosen.slices):
+            print(f"round {n + 1} of {chosen.slices}")
+            # New services each time: what one round leaves in the log and the tables must not slow the next.
+            with services(chosen.port_base) as settings:
+                if n == 0:
+                    for name in (name for name in wanted if name in PEERS):
+                        with _subject(found, name, LADDER[:1]):
+                            most = Times(2.0, PROBE_SECONDS).records(LADDER) + times.records(LADDER[-1:])
+                            with theirs(settings, name, n, most) as peer_at_work:
+                                _keep(found, name, climb(peer_at_work, times), peer_at_work.check())
+                held = {rate for name, rate in found if name in PEERS and found[name, rate].stretches}
+                at = sorted({*rates, *held})
+                if LIMIT in wanted and (n == 0 or chosen.full):
+                    with _subject(found, LIMIT, at), theirs(settings, LIMIT, n, times.records(at)) as limit:
+                        _keep(found, LIMIT, _each(limit, times, at), limit.check())
+                if OURS in wanted:
+                    is_last = n == chosen.slices - 1
+                    up = [at[-1] * SEARCH_STEP ** (k + 1) for k in range(SEARCH_UP)]
+                    looks = [*up, *up[-1:] * SEARCH_BETWEEN] if chosen.search and is_last else []
+                    records = times.records([*at, *looks])
+                    with (
+                        _subject(found, OURS, at),
+                        ours(
+                            settings, n, records, chosen.records, chosen.seconds * chosen.profile
+                        ) as pipeline,
+                    ):
+                        stretches = _each(pipeline, times, at)
+                        if looks:
+                            print("search")
+                            searched = search(
+                                lambda rate: _measure(pipeline, times, rate), int(at[-1] * SEARCH_STEP)
+                            )
+                        _keep(found, OURS, stretches, pipeline.check())
+    return _report(found, searched, chosen.collector)
+
+
+def _each(at_work: AtWork, times: Times, rates: Sequence[int]) -> list[Stretch]:
+    """The rates, rising: what an overload leaves cannot meet a rate that comes before it."""
+    return [_measure(at_work, times, rate) for rate in rates]
+
+
+def _measure(at_work: AtWork, times: Times, rate: int) -> Stretch:
+    stretch = at_work.measure(times.at(at_work.load, rate))
+    print(f"  {stretch.line()}")
+    return stretch
+
+
+@contextmanager
+def _subject(found: Found, name: str, rates: Sequence[int]) -> Iterator[None]:
+    """A failure is the subject's result in this round, and the next one's turn comes."""
+    print(name)
+    try:
+        yield
+    except SubjectFailed as failure:
+        print(f"  {failure}")
+        for rate in rates:
+            found.setdefault((name, rate), Measured()).failures.append(str(failure))
+
+
+def _keep(found: Found, name: str, stretches: Sequence[Stretch], check: Check) -> None:
+    print(f"  {'checked' if check.passed else 'THE CHECK FAILED'}: {check.counts}")
+    for stretch in stretches:
+        measured = found.setdefault((name, stretch.rate), Measured())
+        measured.stretches.append(stretch)
+        measured.checks.append(check)
+
+
+def _batch(columns: Mapping[str, pa.Array], topic: Any) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pydict({name: columns[name] for name in topic.fields})
+
+
+def _services(settings: Settings) -> dict[str, int]:
+    """Broker and database, whose share of the processors counts on a small machine."""
+    run = settings.home_path / "run"
+    pids = {"broker": Detached(run / "kafka.pid").pid(), "database": Detached(run / "postgres.pid").pid()}
+    return {name: pid for name, pid in pids.items() if pid is not None}
+
+
+# What it comes to
+
+
+def median(waits: Sequence[Waits]) -> Waits:
+    """Of each percentile by itself."""
+    return Waits(*(statistics.median(w) for w in zip(*(asdict(w).values() for w in waits), strict=True)))
+
+
+def _report(found: Found, searched: Sequence[Stretch], collector: str) -> int:
+    entries = [_entry(name, rate, measured) for (name, rate), measured in sorted(found.items())]
+    table = Table(title="latency: ms from the scheduled time, medians of the rounds")
+    for heading in (
+        "subject",
+        "rate",
+        "held",
+        "decision p50",
+        "p95",
+        "p99",
+        "max",
+        "row p50",
+        "p99",
+        "cores",
+    ):
+        table.add_column(heading, justify="left" if heading in ("subject", "held") else "right")
+    table.add_column("sender p99", justify="right")
+    table.add_column("checked")
+    for e in entries:
+        decision, row = e.get("decision"), e.get("row")
+        table.add_row(
+            e["name"],
+            f"{e['rate']:,}",
+            "yes" if e["held"] else "NO",
+            *(f"{decision[k]:,.0f}" if decision else "–" for k in ("p50", "p95", "p99", "max")),
+            *(f"{row[k]:,.0f}" if row else "–" for k in ("p50", "p99")),
+            f"{sum(e['cores'].values()):.2f}" if decision else "–",
+            (f"{e['sender']['p99']:.1f}" + (" LATE" if e["sender_late"] else "")) if decision else "–",
+            "yes" if e["checked"] else "NO",
+        )
+    good = [s.rate for s in searched if s.is_held and s.decision.p99 <= SEARCH_P99_MS]
+    more: dict[str, Any] = {"collector": collector, "broker_jvm": COLLECTORS[collector]}
+    if searched:
+        print(f"highest rate tried with p99 <= {SEARCH_P99_MS:.0f} ms: {max(good, default=0):,}/s")
+        more |= {"highest_rate_p99_200_ms": max(good, default=None), "search": [asdict(s) for s in searched]}
+    return publish("latency", table, entries, **more)
+
+
+def _entry(name: str, rate: int, measured: Measured) -> dict[str, Any]:
+    stretches = measured.stretches
+    entry: dict[str, Any] = {
+        "name": name,
+        "rate": rate,
+        "value": None,
+        "unit": "ms, p99 to the decision",
+        "runs": [s.decision.p99 for s in stretches],
+        "held": bool(stretches) and all(s.is_held for s in stretches),
+        "checked": bool(stretches) and not measured.failures and all(c.passed for c in measured.checks),
+        "check": {"command": command(), "slices": [asdict(c) for c in measured.checks]},
+        "failures": measured.failures,
+    }
+    if not stretches:
+        return entry
+    rows = [s.row for s in stretches if s.row is not None]
+    own = [sum(v for k, v in s.cores.items() if k not in OTHERS) for s in stretches]
+    decision = median([s.decision for s in stretches])
+    return entry | {
+        "value": decision.p99,
+        "decision": asdict(decision),
+        "row": asdict(median(rows)) if rows else None,
+        "sender": asdict(median([s.sender for s in stretches])),
+        "sender_late": any(s.is_sender_late for s in stretches),
+        "cores": {k: statistics.median(s.cores[k] for s in stretches) for k in stretches[0].cores},
+        "records_per_cpu_second": rate / max(statistics.median(own), 0.001),
+        "rounds": [asdict(s) for s in stretches],
+    }
+
+
+OTHERS = ("broker", "database", "sender", "watchers")
+"""Whose processor time is not the subject's own."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
