@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from array import array
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,8 @@ class Waits:
     def of(cls, waits_ns: Ints) -> Waits:
         """Of some waits; each percentile is one of them, none is made up in between."""
         found = np.percentile(waits_ns, PERCENTILES, method="higher") / 1e6
-        return cls(*(round(float(p), 3) for p in found), round(float(waits_ns.max() / 1e6), 3))
-
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
+        p50, p95, p99 = (round(float(p), 3) for p in found)
+        return cls(p50, p95, p99, round(float(waits_ns.max() / 1e6), 3))
 
 
 @dataclass(frozen=True)

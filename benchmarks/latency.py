@@ -1,10 +1,10 @@
 """From a card transaction's scheduled time to its decision and to its row: `python -m benchmarks.latency`.
 
-An open loop: a sender of its own sends at 5, 10, 20 and 30 thousand a second, whoever keeps up or not. Ours is
-the fraud pipeline as production runs it, worker and sink, with 50 rules, the trained model and full windows;
-the limit hands the same bytes on. `--peers` adds the peers of `process`, each at the highest rate of a ladder
-that it holds; `--search` looks for the highest rate at which our p99 is 200 ms at most. After each round
-every decision and every row is compared with an independent fold.
+An open loop: a sender of its own sends at 5, 10, 20 and 30 thousand a second, whoever keeps up or not. Ours
+is the fraud pipeline as production runs it, worker and sink, with 50 rules, the trained model and full
+windows; the limit hands the same bytes on. `--peers` adds the peers of `process`, each at the highest rate of
+a ladder that it holds; `--search` looks for the highest rate at which our p99 is 200 ms at most. After each
+round every decision and every row is compared with an independent fold.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -137,11 +138,10 @@ def ours(settings: Settings, n: int, records: int, history: int, profile: float)
             load.settle(roles)
 
             def measure(schedule: Schedule) -> Stretch:
-                sampler = Sampler(f"latency-{schedule.rate}", profile)
-                stretch = load.run(
-                    schedule, roles, _services(settings), lambda: profile and sampler.start(worker.pid)
-                )
-                if profile:
+                sampler = Sampler(f"latency-{schedule.rate}", profile) if profile else None
+                begin = partial(sampler.start, worker.pid) if sampler else None
+                stretch = load.run(schedule, roles, _services(settings), begin)
+                if sampler:
                     sampler.show()
                 return stretch
 

@@ -126,7 +126,7 @@ class Load:
         schedule: Schedule,
         roles: Mapping[str, Running],
         others: Mapping[str, int],
-        while_measured: Callable[[], None] = lambda: None,
+        while_measured: Callable[[], None] | None = None,
     ) -> Stretch:
         """Send by the schedule, wait for all answers, and reckon. Raises `SubjectFailed`.
 
@@ -154,7 +154,8 @@ class Load:
             _sleep_until(begin_ns + int(schedule.warm_seconds * 1e9))
             usages = {name: Usage(pid) for name, pid in pids.items()}
             before = {name: usage.look() for name, usage in usages.items()}
-            while_measured()
+            if while_measured is not None:
+                while_measured()
             _sleep_until(begin_ns + int((schedule.warm_seconds + schedule.seconds) * 1e9))
             cores = {n: round((u.look() - before[n]) / schedule.seconds, 3) for n, u in usages.items()}
             if sender.wait(open_loop.FLUSH_SECONDS + END_SECONDS):
@@ -259,7 +260,7 @@ def _hear(process: subprocess.Popen[str], word: str) -> str:
     assert process.stdout is not None
     line = process.stdout.readline().strip()
     if not line.startswith(word):
-        raise RuntimeError(f"{process.args} said {line!r} instead of {word}; its words are above")
+        raise RuntimeError(f"{process.args!r} said {line!r} instead of {word}; its words are above")
     return line.removeprefix(word).strip()
 
 

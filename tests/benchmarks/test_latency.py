@@ -1,0 +1,43 @@
+"""The search for the highest rate, and the middle of several rounds."""
+
+from __future__ import annotations
+
+from benchmarks.arrivals import Waits
+from benchmarks.latency import SEARCH_P99_MS, SEARCH_UP, median, search
+from benchmarks.stretches import SENDER_LATE_MS, Stretch
+
+
+def stretch(rate: int, p99: float, *, held: bool = True, late: float = 1.0) -> Stretch:
+    waits, sender = Waits(1.0, 2.0, p99, p99 + 1), Waits(0.5, 1.0, late, late)
+    return Stretch(rate, waits, None, sender, held, {"processor": 0.5})
+
+
+def test_the_search_closes_in_from_both_sides() -> None:
+    """It goes up until a rate is too much, then between the last good one and that."""
+    tried = [s.rate for s in search(lambda rate: stretch(rate, 100 if rate <= 50_000 else 900), 36_000)]
+    assert tried[:3] == [36_000, 43_200, 51_840]
+    assert all(43_200 < rate < 51_840 for rate in tried[3:])
+    assert max(rate for rate in tried if rate <= 50_000) > 48_000
+
+
+def test_the_search_ends_where_nothing_is_too_much() -> None:
+    """It is bounded: a machine that holds everything does not keep it for ever."""
+    assert len(search(lambda rate: stretch(rate, 10), 36_000)) == SEARCH_UP
+
+
+def test_a_rate_that_is_not_held_is_not_good() -> None:
+    """A low p99 before a backlog shows does not count."""
+    tried = search(lambda rate: stretch(rate, SEARCH_P99_MS, held=False), 36_000)
+    assert [s.rate for s in tried] == [36_000]
+
+
+def test_a_sender_that_was_late_is_told() -> None:
+    """A stretch whose sender did not keep its schedule is marked in what is printed."""
+    assert "THE SENDER WAS LATE" in stretch(5_000, 20, late=SENDER_LATE_MS + 1).line()
+    assert "LATE" not in stretch(5_000, 20, late=SENDER_LATE_MS).line()
+
+
+def test_the_median_is_of_each_percentile() -> None:
+    """One round with a stall does not make the figure, and one lucky round neither."""
+    rounds = [Waits(5, 9, 20, 900), Waits(6, 8, 30, 50), Waits(4, 10, 25, 60)]
+    assert median(rounds) == Waits(5, 9, 25, 60)
