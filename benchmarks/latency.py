@@ -52,7 +52,7 @@ from schemas.fraud import CARD_DECISIONS, CARD_TRANSACTIONS, PIPELINE
 
 RATES = (5_000, 10_000, 20_000, 30_000)
 LADDER = (1_000, 2_000, 5_000, 10_000, 20_000, 30_000)
-PROBE_SECONDS = 8.0
+PROBE_WARM_SECONDS, PROBE_SECONDS = 2.0, 8.0
 """How long a peer has to hold a rung of the ladder before the next one."""
 PEERS = [name for name in PROGRAMS if name not in (OURS, LIMIT)]
 COMMIT_MS = 20
@@ -155,8 +155,7 @@ def ours(settings: Settings, n: int, records: int, history: int, profile: float)
 @contextmanager
 def theirs(settings: Settings, name: str, n: int, records: int) -> Iterator[AtWork]:
     """A peer or the limit, caught up with its history."""
-    peer, program = RELAY if name == LIMIT else PROGRAMS[name]
-    assert peer is not None
+    peer, program = _program(name)
     tag = f"{name}-{n}"
     codec, data, declared = (
         Codec(settings.schema_registry_url),
@@ -206,11 +205,18 @@ def theirs(settings: Settings, name: str, n: int, records: int) -> Iterator[AtWo
         yield AtWork(load, lambda schedule: load.run(schedule, {name: running}, _services(settings)), check)
 
 
+def _program(name: str) -> tuple[str, str]:
+    """Whose environment a peer or the limit runs in, and its program."""
+    peer, program = RELAY if name == LIMIT else PROGRAMS[name]
+    assert peer is not None
+    return peer, program
+
+
 def climb(at_work: AtWork, times: Times) -> list[Stretch]:
     """Up the ladder to the highest rate that is held; it alone is measured. Raises `SubjectFailed`."""
     best = 0
     for rate in LADDER:
-        probe = at_work.measure(Times(2.0, PROBE_SECONDS).at(at_work.load, rate))
+        probe = at_work.measure(Times(PROBE_WARM_SECONDS, PROBE_SECONDS).at(at_work.load, rate))
         print(f"  probe: {probe.line()}")
         if not probe.is_held:
             break
@@ -243,94 +249,117 @@ def search(measure: Callable[[int], Stretch], start: int) -> list[Stretch]:
     return found
 
 
+@dataclass
+class Plan:
+    """What is measured in which round, and what was found."""
+
+    wanted: Sequence[str]
+    rates: Sequence[int]
+    times: Times
+    slices: int
+    history: int
+    is_full: bool
+    is_search: bool
+    is_profile: bool
+    found: Found = field(default_factory=dict)
+    searched: list[Stretch] = field(default_factory=list)
+
+    def round(self, settings: Settings, n: int) -> None:
+        """Peers climb in the first round; from then on we and the limit have their rates as well as ours."""
+        if n == 0:
+            for name in PEERS:
+                if name in self.wanted:
+                    self._peer(settings, name)
+        held = {rate for name, rate in self.found if name in PEERS and self.found[name, rate].stretches}
+        rates = sorted({*self.rates, *held})
+        if LIMIT in self.wanted and (n == 0 or self.is_full):
+            with (
+                self._turn(LIMIT, rates),
+                theirs(settings, LIMIT, n, self.times.records(rates)) as limit,
+            ):
+                self._keep(LIMIT, self._each(limit, rates), limit.check())
+        if OURS in self.wanted:
+            self._ours(settings, n, rates)
+
+    def _peer(self, settings: Settings, name: str) -> None:
+        records = Times(PROBE_WARM_SECONDS, PROBE_SECONDS).records(LADDER) + self.times.records(LADDER[-1:])
+        with self._turn(name, LADDER[:1]), theirs(settings, name, 0, records) as peer:
+            self._keep(name, climb(peer, self.times), peer.check())
+
+    def _ours(self, settings: Settings, n: int, rates: Sequence[int]) -> None:
+        first = int(rates[-1] * SEARCH_STEP)
+        is_search = self.is_search and n == self.slices - 1
+        looks = [first * SEARCH_STEP**k for k in range(SEARCH_UP + SEARCH_BETWEEN)] if is_search else []
+        records = self.times.records([*rates, *looks])
+        seconds = self.times.seconds if self.is_profile else 0.0
+        with self._turn(OURS, rates), ours(settings, n, records, self.history, seconds) as pipeline:
+            stretches = self._each(pipeline, rates)
+            if is_search:
+                print("  search")
+                self.searched = search(lambda rate: self._measure(pipeline, rate), first)
+            self._keep(OURS, stretches, pipeline.check())
+
+    def _each(self, at_work: AtWork, rates: Sequence[int]) -> list[Stretch]:
+        """The rates, rising: what an overload leaves cannot meet a rate that comes before it."""
+        return [self._measure(at_work, rate) for rate in rates]
+
+    def _measure(self, at_work: AtWork, rate: int) -> Stretch:
+        stretch = at_work.measure(self.times.at(at_work.load, rate))
+        print(f"  {stretch.line()}")
+        return stretch
+
+    @contextmanager
+    def _turn(self, name: str, rates: Sequence[int]) -> Iterator[None]:
+        """A failure is the subject's result in this round, and the next one has its turn."""
+        print(name)
+        try:
+            yield
+        except SubjectFailed as failure:
+            print(f"  {failure}")
+            for rate in rates:
+                self.found.setdefault((name, rate), Measured()).failures.append(str(failure))
+
+    def _keep(self, name: str, stretches: Sequence[Stretch], check: Check) -> None:
+        print(f"  {'checked' if check.passed else 'THE CHECK FAILED'}: {check.counts}")
+        for stretch in stretches:
+            measured = self.found.setdefault((name, stretch.rate), Measured())
+            measured.stretches.append(stretch)
+            measured.checks.append(check)
+
+
 def main() -> int:
     parser = arguments(__doc__, records=fraud.HISTORY)
-    parser.add_argument("--rates", default=",".join(map(str, RATES)), help="transactions a second, rising")
+    parser.add_argument("--rates", default=",".join(map(str, RATES)), help="transactions a second")
     parser.add_argument("--warm-up", type=float, default=5.0, help="seconds before the measured ones")
     parser.add_argument("--peers", action="store_true", help="also the peers, at the highest rate each holds")
     parser.add_argument(
         "--full", action="store_true", help="the limit in every round, not in the first alone"
     )
     parser.add_argument("--search", action="store_true", help="also the highest rate with p99 of 200 ms")
-    parser.add_argument("--collector", choices=COLLECTORS, default="zgc", help="the broker's, see COLLECTORS")
+    parser.add_argument("--collector", choices=COLLECTORS, default="zgc", help="the broker's")
     chosen = parser.parse_args()
-    rates = sorted(int(rate) for rate in chosen.rates.split(","))
-    times = Times(chosen.warm_up, chosen.seconds)
     if COLLECTORS[chosen.collector]:
         os.environ[SETTINGS["kafka_jvm"].variable] = COLLECTORS[chosen.collector]
-    wanted = [
-        s for s in (OURS, LIMIT, *(PEERS if chosen.peers else ())) if s in (chosen.only or s).split(",")
-    ]
-    for peer in {RELAY[0], *(PROGRAMS[name][0] for name in wanted if name in PEERS)} - {None}:
-        python_of(str(peer))
-    found: Found = {}
-    searched: list[Stretch] = []
+    possible = [OURS, LIMIT, *(PEERS if chosen.peers else ())]
+    plan = Plan(
+        wanted=[name for name in possible if not chosen.only or name in chosen.only.split(",")],
+        rates=[int(rate) for rate in chosen.rates.split(",")],
+        times=Times(chosen.warm_up, chosen.seconds),
+        slices=chosen.slices,
+        history=chosen.records,
+        is_full=chosen.full,
+        is_search=chosen.search,
+        is_profile=chosen.profile,
+    )
+    for peer in sorted({_program(name)[0] for name in plan.wanted if name != OURS}):
+        python_of(peer)  # installed before anything is measured
     with alone():
-        for n in range(chosen.slices):
-            print(f"round {n + 1} of {chosen.slices}")
-            # New services each time: what one round leaves in the log and the tables must not slow the next.
+        for n in range(plan.slices):
+            print(f"round {n + 1} of {plan.slices}")
+            # New services each time: what a round leaves in log and tables must not slow the next one.
             with services(chosen.port_base) as settings:
-                if n == 0:
-                    for name in (name for name in wanted if name in PEERS):
-                        with _subject(found, name, LADDER[:1]):
-                            most = Times(2.0, PROBE_SECONDS).records(LADDER) + times.records(LADDER[-1:])
-                            with theirs(settings, name, n, most) as peer_at_work:
-                                _keep(found, name, climb(peer_at_work, times), peer_at_work.check())
-                held = {rate for name, rate in found if name in PEERS and found[name, rate].stretches}
-                at = sorted({*rates, *held})
-                if LIMIT in wanted and (n == 0 or chosen.full):
-                    with _subject(found, LIMIT, at), theirs(settings, LIMIT, n, times.records(at)) as limit:
-                        _keep(found, LIMIT, _each(limit, times, at), limit.check())
-                if OURS in wanted:
-                    is_last = n == chosen.slices - 1
-                    up = [at[-1] * SEARCH_STEP ** (k + 1) for k in range(SEARCH_UP)]
-                    looks = [*up, *up[-1:] * SEARCH_BETWEEN] if chosen.search and is_last else []
-                    records = times.records([*at, *looks])
-                    with (
-                        _subject(found, OURS, at),
-                        ours(
-                            settings, n, records, chosen.records, chosen.seconds * chosen.profile
-                        ) as pipeline,
-                    ):
-                        stretches = _each(pipeline, times, at)
-                        if looks:
-                            print("search")
-                            searched = search(
-                                lambda rate: _measure(pipeline, times, rate), int(at[-1] * SEARCH_STEP)
-                            )
-                        _keep(found, OURS, stretches, pipeline.check())
-    return _report(found, searched, chosen.collector)
-
-
-def _each(at_work: AtWork, times: Times, rates: Sequence[int]) -> list[Stretch]:
-    """The rates, rising: what an overload leaves cannot meet a rate that comes before it."""
-    return [_measure(at_work, times, rate) for rate in rates]
-
-
-def _measure(at_work: AtWork, times: Times, rate: int) -> Stretch:
-    stretch = at_work.measure(times.at(at_work.load, rate))
-    print(f"  {stretch.line()}")
-    return stretch
-
-
-@contextmanager
-def _subject(found: Found, name: str, rates: Sequence[int]) -> Iterator[None]:
-    """A failure is the subject's result in this round, and the next one's turn comes."""
-    print(name)
-    try:
-        yield
-    except SubjectFailed as failure:
-        print(f"  {failure}")
-        for rate in rates:
-            found.setdefault((name, rate), Measured()).failures.append(str(failure))
-
-
-def _keep(found: Found, name: str, stretches: Sequence[Stretch], check: Check) -> None:
-    print(f"  {'checked' if check.passed else 'THE CHECK FAILED'}: {check.counts}")
-    for stretch in stretches:
-        measured = found.setdefault((name, stretch.rate), Measured())
-        measured.stretches.append(stretch)
-        measured.checks.append(check)
+                plan.round(settings, n)
+    return _report(plan, chosen.collector)
 
 
 def _batch(columns: Mapping[str, pa.Array], topic: Any) -> pa.RecordBatch:
@@ -352,8 +381,9 @@ def median(waits: Sequence[Waits]) -> Waits:
     return Waits(*(statistics.median(w) for w in zip(*(asdict(w).values() for w in waits), strict=True)))
 
 
-def _report(found: Found, searched: Sequence[Stretch], collector: str) -> int:
-    entries = [_entry(name, rate, measured) for (name, rate), measured in sorted(found.items())]
+def _report(plan: Plan, collector: str) -> int:
+    entries = [_entry(name, rate, measured) for (name, rate), measured in sorted(plan.found.items())]
+    searched = plan.searched
     table = Table(title="latency: ms from the scheduled time, medians of the rounds")
     for heading in (
         "subject",
