@@ -213,17 +213,23 @@ def _program(name: str) -> tuple[str, str]:
 
 
 def climb(at_work: AtWork, times: Times) -> list[Stretch]:
-    """Up the ladder to the highest rate that is held; it alone is measured. Raises `SubjectFailed`."""
-    best = 0
+    """Up the ladder while it is held, then down to the first rung that is held for the whole time as well.
+
+    That one is the figure, the last if it is. Raises `SubjectFailed` where there is none.
+    """
+    held: list[int] = []
     for rate in LADDER:
         probe = at_work.measure(Times(PROBE_WARM_SECONDS, PROBE_SECONDS).at(at_work.load, rate))
         print(f"  probe: {probe.line()}")
         if not probe.is_held:
             break
-        best = rate
-    if not best:
-        raise SubjectFailed(f"{at_work.load.target.name}: not even {LADDER[0]:,}/s is held")
-    return [at_work.measure(times.at(at_work.load, best))]
+        held.append(rate)
+    for rate in reversed(held):
+        stretch = at_work.measure(times.at(at_work.load, rate))
+        print(f"  {stretch.line()}")
+        if stretch.is_held:
+            return [stretch]
+    raise SubjectFailed(f"it holds not even {LADDER[0]:,}/s")
 
 
 def search(measure: Callable[[int], Stretch], start: int) -> list[Stretch]:
@@ -282,7 +288,7 @@ class Plan:
             self._ours(settings, n, rates)
 
     def _peer(self, settings: Settings, name: str) -> None:
-        records = Times(PROBE_WARM_SECONDS, PROBE_SECONDS).records(LADDER) + self.times.records(LADDER[-1:])
+        records = Times(PROBE_WARM_SECONDS, PROBE_SECONDS).records(LADDER) + self.times.records(LADDER)
         with self._turn(name, LADDER[:1]), theirs(settings, name, 0, records) as peer:
             self._keep(name, climb(peer, self.times), peer.check())
 

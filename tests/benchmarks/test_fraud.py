@@ -20,8 +20,9 @@ CHECKER = Checker(DATA, {"rules": 1, "model": 2})
 
 def whole() -> Fields:
     """All transactions once, with the values that they should have."""
-    wanted = {**CHECKER.expected, **dict.fromkeys(CHECKER.risks, DATA.amount * 7)}
-    return CHECKER.gather([{"number": np.arange(DATA.records), **wanted}])
+    wanted: Fields = {"number": np.arange(DATA.records)}
+    wanted |= CHECKER.expected | dict.fromkeys(CHECKER.risks, DATA.amount * 7)
+    return CHECKER.gather([wanted])
 
 
 def test_columns_are_the_events() -> None:

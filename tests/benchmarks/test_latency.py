@@ -1,10 +1,16 @@
-"""The search for the highest rate, and the middle of several rounds."""
+"""The search for the highest rate, the peers' ladder, and the middle of several rounds."""
 
 from __future__ import annotations
 
+import pytest
+
 from benchmarks.arrivals import Waits
-from benchmarks.latency import SEARCH_P99_MS, SEARCH_UP, median, search
-from benchmarks.stretches import SENDER_LATE_MS, Stretch
+from benchmarks.harness import Check, SubjectFailed
+from benchmarks.latency import SEARCH_P99_MS, SEARCH_UP, AtWork, Times, climb, median, search
+from benchmarks.open_loop import Schedule
+from benchmarks.stretches import SENDER_LATE_MS, Load, Stretch
+
+TIMES = Times(warm_seconds=5.0, seconds=15.0)
 
 
 def stretch(rate: int, p99: float, *, held: bool = True, late: float = 1.0) -> Stretch:
@@ -41,3 +47,33 @@ def test_the_median_is_of_each_percentile() -> None:
     """One round with a stall does not make the figure, and one lucky round neither."""
     rounds = [Waits(5, 9, 20, 900), Waits(6, 8, 30, 50), Waits(4, 10, 25, 60)]
     assert median(rounds) == Waits(5, 9, 25, 60)
+
+
+class Subject:
+    """Holds what it holds: so much for a probe, so much for a whole stretch."""
+
+    def __init__(self, briefly: int, for_long: int) -> None:
+        self.briefly, self.for_long = briefly, for_long
+        self.asked: list[tuple[int, float]] = []
+        self.load = Load(*[None] * 5)  # type: ignore[arg-type]
+
+    def measure(self, schedule: Schedule) -> Stretch:
+        self.asked.append((schedule.rate, schedule.seconds))
+        most = self.for_long if schedule.seconds == TIMES.seconds else self.briefly
+        return stretch(schedule.rate, 20, held=schedule.rate <= most)
+
+    def at_work(self) -> AtWork:
+        return AtWork(self.load, self.measure, lambda: Check(True, {}, "", ""))
+
+
+def test_a_peer_is_measured_at_the_highest_rung_that_it_holds() -> None:
+    """Up to the first rung that is too much, then down to one that is held for the whole time."""
+    subject = Subject(briefly=10_000, for_long=5_000)
+    assert [s.rate for s in climb(subject.at_work(), TIMES)] == [5_000]
+    assert [rate for rate, _ in subject.asked] == [1_000, 2_000, 5_000, 10_000, 20_000, 10_000, 5_000]
+
+
+def test_a_peer_that_holds_nothing_is_a_failure() -> None:
+    """A rate that is not held is no figure."""
+    with pytest.raises(SubjectFailed):
+        climb(Subject(briefly=500, for_long=500).at_work(), TIMES)
