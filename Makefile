@@ -79,7 +79,7 @@ mutants: setup ## Take each safeguard out and require its test to fail
 
 # --- measure ---
 
-BENCHMARKS := process sink codec
+BENCHMARKS := process sink codec latency
 .PHONY: bench bench-full $(BENCHMARKS:%=bench-%)
 bench: $(BENCHMARKS:%=bench-%) ## All benchmarks beside their peers, three slices of 15 s each, with their checks
 
@@ -89,6 +89,7 @@ $(BENCHMARKS:%=bench-%): bench-%: setup
 bench-full: ## As bench, with five slices, and peers too with duplicates
 	@$(MAKE) bench-process bench-codec ARGS="--slices 5"
 	@$(MAKE) bench-sink ARGS="--slices 5 --full"
+	@$(MAKE) bench-latency ARGS="--seconds 120 --warm-up 20 --peers --search"
 
 # --- maintain ---
 

@@ -10,7 +10,6 @@ round every decision and every row is compared with an independent fold.
 from __future__ import annotations
 
 import os
-import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,10 +18,8 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-from rich.table import Table
 
 from benchmarks import fraud
-from benchmarks.arrivals import Waits
 from benchmarks.harness import (
     LIMIT,
     OURS,
@@ -32,13 +29,12 @@ from benchmarks.harness import (
     SubjectFailed,
     alone,
     arguments,
-    command,
     job,
     job_environ,
-    publish,
     python_of,
     services,
 )
+from benchmarks.latency_report import Found, Measured, report
 from benchmarks.open_loop import Schedule
 from benchmarks.process import PROGRAMS
 from benchmarks.stretches import Load, Stored, Stretch
@@ -63,6 +59,8 @@ PEER_HISTORY = 20_000
 
 SEARCH_P99_MS = 200.0
 SEARCH_STEP = 1.2
+SEARCH_SECONDS = 30.0
+"""The longest stretch of the search: there may be eight of them."""
 SEARCH_UP, SEARCH_BETWEEN = 6, 2
 """Steps upwards at the most, and steps between the last rate that is good and the first that is not."""
 
@@ -74,19 +72,6 @@ COLLECTORS = {
 }
 """JVM options of the broker. ZGC stops it for less than a millisecond at a time, but collects beside it; G1
 and serial stop it for as long as what lives in the young generation takes. `default`: as `millrace up`."""
-
-
-@dataclass
-class Measured:
-    """What was measured of a subject at one rate, round by round."""
-
-    stretches: list[Stretch] = field(default_factory=list)
-    checks: list[Check] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-
-
-Found = dict[tuple[str, int], Measured]
-"""By subject and rate."""
 
 
 @dataclass(frozen=True)
@@ -212,43 +197,52 @@ def _program(name: str) -> tuple[str, str]:
     return peer, program
 
 
+def at_rate(at_work: AtWork, times: Times, rate: int) -> Stretch:
+    """A stretch at the rate, with a line of progress."""
+    stretch = at_work.measure(times.at(at_work.load, rate))
+    print(f"  {stretch.line()}")
+    return stretch
+
+
 def climb(at_work: AtWork, times: Times) -> list[Stretch]:
     """Up the ladder while it is held, then down to the first rung that is held for the whole time as well.
 
-    That one is the figure, the last if it is. Raises `SubjectFailed` where there is none.
+    Raises `SubjectFailed` where there is none.
     """
     held: list[int] = []
     for rate in LADDER:
-        probe = at_work.measure(Times(PROBE_WARM_SECONDS, PROBE_SECONDS).at(at_work.load, rate))
-        print(f"  probe: {probe.line()}")
-        if not probe.is_held:
+        if not at_rate(at_work, Times(PROBE_WARM_SECONDS, PROBE_SECONDS), rate).is_held:
             break
         held.append(rate)
     for rate in reversed(held):
-        stretch = at_work.measure(times.at(at_work.load, rate))
-        print(f"  {stretch.line()}")
+        stretch = at_rate(at_work, times, rate)
         if stretch.is_held:
             return [stretch]
     raise SubjectFailed(f"it holds not even {LADDER[0]:,}/s")
+
+
+def is_good(stretch: Stretch) -> bool:
+    """Whether the rate is held and its p99 is as wanted."""
+    return stretch.is_held and stretch.decision.p99 <= SEARCH_P99_MS
 
 
 def search(measure: Callable[[int], Stretch], start: int) -> list[Stretch]:
     """Look upwards from a rate for the highest at which the p99 to the decision is as wanted."""
     found: list[Stretch] = []
 
-    def is_good(rate: int) -> bool:
+    def holds(rate: int) -> bool:
         found.append(measure(rate))
-        return found[-1].is_held and found[-1].decision.p99 <= SEARCH_P99_MS
+        return is_good(found[-1])
 
     rate, good, bad = start, 0, 0
     for _ in range(SEARCH_UP):
-        if not is_good(rate):
+        if not holds(rate):
             bad = rate
             break
         good, rate = rate, int(rate * SEARCH_STEP)
     for _ in range(SEARCH_BETWEEN if good and bad else 0):
         rate = (good + bad) // 2
-        if is_good(rate):
+        if holds(rate):
             good = rate
         else:
             bad = rate
@@ -296,23 +290,19 @@ class Plan:
         first = int(rates[-1] * SEARCH_STEP)
         is_search = self.is_search and n == self.slices - 1
         looks = [first * SEARCH_STEP**k for k in range(SEARCH_UP + SEARCH_BETWEEN)] if is_search else []
-        records = self.times.records([*rates, *looks])
+        brief = replace(self.times, seconds=min(self.times.seconds, SEARCH_SECONDS))
+        records = self.times.records(rates) + brief.records(looks)
         seconds = self.times.seconds if self.is_profile else 0.0
         with self._turn(OURS, rates), ours(settings, n, records, self.history, seconds) as pipeline:
             stretches = self._each(pipeline, rates)
             if is_search:
                 print("  search")
-                self.searched = search(lambda rate: self._measure(pipeline, rate), first)
+                self.searched = search(lambda rate: at_rate(pipeline, brief, rate), first)
             self._keep(OURS, stretches, pipeline.check())
 
     def _each(self, at_work: AtWork, rates: Sequence[int]) -> list[Stretch]:
         """The rates, rising: what an overload leaves cannot meet a rate that comes before it."""
-        return [self._measure(at_work, rate) for rate in rates]
-
-    def _measure(self, at_work: AtWork, rate: int) -> Stretch:
-        stretch = at_work.measure(self.times.at(at_work.load, rate))
-        print(f"  {stretch.line()}")
-        return stretch
+        return [at_rate(at_work, self.times, rate) for rate in rates]
 
     @contextmanager
     def _turn(self, name: str, rates: Sequence[int]) -> Iterator[None]:
@@ -331,6 +321,13 @@ class Plan:
             measured = self.found.setdefault((name, stretch.rate), Measured())
             measured.stretches.append(stretch)
             measured.checks.append(check)
+
+
+def highest(searched: Sequence[Stretch]) -> dict[str, Any]:
+    """What the search came to; None where no rate was good."""
+    good = [stretch.rate for stretch in searched if is_good(stretch)]
+    print(f"highest rate tried with p99 <= {SEARCH_P99_MS:.0f} ms: {max(good, default=0):,}/s")
+    return {"highest_rate_p99_200_ms": max(good, default=None), "search": [asdict(s) for s in searched]}
 
 
 def main() -> int:
@@ -365,7 +362,8 @@ def main() -> int:
             # New services each time: what a round leaves in log and tables must not slow the next one.
             with services(chosen.port_base) as settings:
                 plan.round(settings, n)
-    return _report(plan, chosen.collector)
+    more = {"collector": chosen.collector, "broker_jvm": COLLECTORS[chosen.collector]}
+    return report(plan.found, highest(plan.searched) | more if plan.is_search else more)
 
 
 def _batch(columns: Mapping[str, pa.Array], topic: Any) -> pa.RecordBatch:
@@ -377,87 +375,6 @@ def _services(settings: Settings) -> dict[str, int]:
     run = settings.home_path / "run"
     pids = {"broker": Detached(run / "kafka.pid").pid(), "database": Detached(run / "postgres.pid").pid()}
     return {name: pid for name, pid in pids.items() if pid is not None}
-
-
-# What it comes to
-
-
-def median(waits: Sequence[Waits]) -> Waits:
-    """Of each percentile by itself."""
-    return Waits(*(statistics.median(w) for w in zip(*(asdict(w).values() for w in waits), strict=True)))
-
-
-def _report(plan: Plan, collector: str) -> int:
-    entries = [_entry(name, rate, measured) for (name, rate), measured in sorted(plan.found.items())]
-    searched = plan.searched
-    table = Table(title="latency: ms from the scheduled time, medians of the rounds")
-    for heading in (
-        "subject",
-        "rate",
-        "held",
-        "decision p50",
-        "p95",
-        "p99",
-        "max",
-        "row p50",
-        "p99",
-        "cores",
-    ):
-        table.add_column(heading, justify="left" if heading in ("subject", "held") else "right")
-    table.add_column("sender p99", justify="right")
-    table.add_column("checked")
-    for e in entries:
-        decision, row = e.get("decision"), e.get("row")
-        table.add_row(
-            e["name"],
-            f"{e['rate']:,}",
-            "yes" if e["held"] else "NO",
-            *(f"{decision[k]:,.0f}" if decision else "–" for k in ("p50", "p95", "p99", "max")),
-            *(f"{row[k]:,.0f}" if row else "–" for k in ("p50", "p99")),
-            f"{sum(e['cores'].values()):.2f}" if decision else "–",
-            (f"{e['sender']['p99']:.1f}" + (" LATE" if e["sender_late"] else "")) if decision else "–",
-            "yes" if e["checked"] else "NO",
-        )
-    good = [s.rate for s in searched if s.is_held and s.decision.p99 <= SEARCH_P99_MS]
-    more: dict[str, Any] = {"collector": collector, "broker_jvm": COLLECTORS[collector]}
-    if searched:
-        print(f"highest rate tried with p99 <= {SEARCH_P99_MS:.0f} ms: {max(good, default=0):,}/s")
-        more |= {"highest_rate_p99_200_ms": max(good, default=None), "search": [asdict(s) for s in searched]}
-    return publish("latency", table, entries, **more)
-
-
-def _entry(name: str, rate: int, measured: Measured) -> dict[str, Any]:
-    stretches = measured.stretches
-    entry: dict[str, Any] = {
-        "name": name,
-        "rate": rate,
-        "value": None,
-        "unit": "ms, p99 to the decision",
-        "runs": [s.decision.p99 for s in stretches],
-        "held": bool(stretches) and all(s.is_held for s in stretches),
-        "checked": bool(stretches) and not measured.failures and all(c.passed for c in measured.checks),
-        "check": {"command": command(), "slices": [asdict(c) for c in measured.checks]},
-        "failures": measured.failures,
-    }
-    if not stretches:
-        return entry
-    rows = [s.row for s in stretches if s.row is not None]
-    own = [sum(v for k, v in s.cores.items() if k not in OTHERS) for s in stretches]
-    decision = median([s.decision for s in stretches])
-    return entry | {
-        "value": decision.p99,
-        "decision": asdict(decision),
-        "row": asdict(median(rows)) if rows else None,
-        "sender": asdict(median([s.sender for s in stretches])),
-        "sender_late": any(s.is_sender_late for s in stretches),
-        "cores": {k: statistics.median(s.cores[k] for s in stretches) for k in stretches[0].cores},
-        "records_per_cpu_second": rate / max(statistics.median(own), 0.001),
-        "rounds": [asdict(s) for s in stretches],
-    }
-
-
-OTHERS = ("broker", "database", "sender", "watchers")
-"""Whose processor time is not the subject's own."""
 
 
 if __name__ == "__main__":

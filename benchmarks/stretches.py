@@ -19,7 +19,6 @@ from benchmarks.arrivals import Arrivals, Positions, Waits, holds
 from benchmarks.harness import (
     END_SECONDS,
     ROOT,
-    START_SECONDS,
     STATE,
     Running,
     SubjectFailed,
@@ -36,6 +35,7 @@ from schemas.declare import Topic
 
 CHUNK = 65_536
 LOOK_SECONDS = 0.05
+PRELOAD_SECONDS = 300.0
 DRAIN_SECONDS = 180.0
 """A subject that has fallen behind may take so long to catch up before the benchmark gives it up."""
 SENDER_LATE_MS = 10.0
@@ -55,7 +55,9 @@ class Stretch:
     """How late the sender itself was; part of all the waits."""
     is_held: bool
     cores: dict[str, float]
-    """What each process took of the processors meanwhile, in cores; `seconds` of them make CPU seconds."""
+    """What each process took of the processors meanwhile, in cores."""
+    seconds: float
+    """How long it was measured."""
 
     @property
     def is_sender_late(self) -> bool:
@@ -107,7 +109,7 @@ class Load:
         send(self.settings, self.source, rows)
         self.sent += records
 
-    def settle(self, roles: Mapping[str, Running], seconds: float = START_SECONDS) -> None:
+    def settle(self, roles: Mapping[str, Running], seconds: float = PRELOAD_SECONDS) -> None:
         """Wait until all that was sent is answered and stored. Raises `SubjectFailed`."""
         answered = Appended(self.settings, self.target)
         until = time.monotonic() + seconds
@@ -141,15 +143,15 @@ class Load:
         folder.mkdir(parents=True)
         open_loop.write(folder / "records.arrow", self._batches(schedule.first, schedule.records))
         with ExitStack() as stack:
-            watchers = {"arrivals": self._topic_watcher(stack, folder)}
+            watchers = {"topic watcher": self._topic_watcher(stack, folder).pid}
             if self.stored is not None:
-                watchers["positions"] = self._table_watcher(stack, folder, self.stored)
+                watchers["table watcher"] = self._table_watcher(stack, folder, self.stored).pid
             sender, begin_ns = self._sender(stack, folder, schedule)
             pids = {
                 **{name: running.pid for name, running in roles.items()},
                 **others,
                 "sender": sender.pid,
-                "watchers": watchers["arrivals"].pid,
+                **watchers,
             }
             _sleep_until(begin_ns + int(schedule.warm_seconds * 1e9))
             usages = {name: Usage(pid) for name, pid in pids.items()}
@@ -227,6 +229,7 @@ def _reckon(
         sender=Waits.of(np.load(folder / "late.npy")[measured]),
         is_held=holds(due, answers.at_ns if row_ns is None else row_ns, schedule.rate),
         cores=cores,
+        seconds=schedule.seconds,
     )
 
 

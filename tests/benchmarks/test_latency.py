@@ -6,7 +6,8 @@ import pytest
 
 from benchmarks.arrivals import Waits
 from benchmarks.harness import Check, SubjectFailed
-from benchmarks.latency import SEARCH_P99_MS, SEARCH_UP, AtWork, Times, climb, median, search
+from benchmarks.latency import SEARCH_P99_MS, SEARCH_UP, AtWork, Times, climb, search
+from benchmarks.latency_report import Measured, entry, median
 from benchmarks.open_loop import Schedule
 from benchmarks.stretches import SENDER_LATE_MS, Load, Stretch
 
@@ -15,7 +16,7 @@ TIMES = Times(warm_seconds=5.0, seconds=15.0)
 
 def stretch(rate: int, p99: float, *, held: bool = True, late: float = 1.0) -> Stretch:
     waits, sender = Waits(1.0, 2.0, p99, p99 + 1), Waits(0.5, 1.0, late, late)
-    return Stretch(rate, waits, None, sender, held, {"processor": 0.5})
+    return Stretch(rate, waits, None, sender, held, {"processor": 0.5}, 15.0)
 
 
 def test_the_search_closes_in_from_both_sides() -> None:
@@ -77,3 +78,16 @@ def test_a_peer_that_holds_nothing_is_a_failure() -> None:
     """A rate that is not held is no figure."""
     with pytest.raises(SubjectFailed):
         climb(Subject(briefly=500, for_long=500).at_work(), TIMES)
+
+
+def test_a_round_that_failed_is_not_hidden_by_those_that_did_not() -> None:
+    """A figure with a failed check, a failed round or a late sender says so."""
+    good, bad = Check(True, {}, "1", "1"), Check(False, {"wrong": 1}, "1", "2")
+    fine = [stretch(5_000, 20), stretch(5_000, 30), stretch(5_000, 40)]
+    assert entry("millrace", 5_000, Measured(fine, [good] * 3))["checked"]
+    assert entry("millrace", 5_000, Measured(fine, [good] * 3))["value"] == 30
+    assert not entry("millrace", 5_000, Measured(fine, [good, bad, good]))["checked"]
+    assert not entry("millrace", 5_000, Measured(fine[:2], [good] * 2, ["it ended"]))["checked"]
+    assert not entry("millrace", 5_000, Measured(failures=["it ended"]))["checked"]
+    late = [*fine[:2], stretch(5_000, 20, late=99)]
+    assert entry("millrace", 5_000, Measured(late, [good] * 3))["sender_late"]
