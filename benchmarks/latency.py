@@ -59,9 +59,9 @@ PEER_HISTORY = 20_000
 
 SEARCH_P99_MS = 200.0
 SEARCH_STEP = 1.2
-SEARCH_SECONDS = 30.0
-"""The longest stretch of the search: there may be eight of them."""
-SEARCH_UP, SEARCH_BETWEEN = 6, 2
+SEARCH_TIMES = (5.0, 30.0)
+"""Warm-up and length of the search's stretches at the most."""
+SEARCH_UP, SEARCH_BETWEEN = 4, 2
 """Steps upwards at the most, and steps between the last rate that is good and the first that is not."""
 
 COLLECTORS = {
@@ -226,21 +226,22 @@ def is_good(stretch: Stretch) -> bool:
     return stretch.is_held and stretch.decision.p99 <= SEARCH_P99_MS
 
 
-def search(measure: Callable[[int], Stretch], start: int) -> list[Stretch]:
-    """Look upwards from a rate for the highest at which the p99 to the decision is as wanted."""
+def search(measure: Callable[[int], Stretch], good: int) -> list[Stretch]:
+    """Look upwards from a rate that is good for the highest one; bounded, see `SEARCH_UP`."""
     found: list[Stretch] = []
 
     def holds(rate: int) -> bool:
         found.append(measure(rate))
         return is_good(found[-1])
 
-    rate, good, bad = start, 0, 0
+    bad = 0
     for _ in range(SEARCH_UP):
+        rate = int(good * SEARCH_STEP)
         if not holds(rate):
             bad = rate
             break
-        good, rate = rate, int(rate * SEARCH_STEP)
-    for _ in range(SEARCH_BETWEEN if good and bad else 0):
+        good = rate
+    for _ in range(SEARCH_BETWEEN if bad else 0):
         rate = (good + bad) // 2
         if holds(rate):
             good = rate
@@ -287,17 +288,19 @@ class Plan:
             self._keep(name, climb(peer, self.times), peer.check())
 
     def _ours(self, settings: Settings, n: int, rates: Sequence[int]) -> None:
-        first = int(rates[-1] * SEARCH_STEP)
         is_search = self.is_search and n == self.slices - 1
-        looks = [first * SEARCH_STEP**k for k in range(SEARCH_UP + SEARCH_BETWEEN)] if is_search else []
-        brief = replace(self.times, seconds=min(self.times.seconds, SEARCH_SECONDS))
-        records = self.times.records(rates) + brief.records(looks)
+        up = [rates[-1] * SEARCH_STEP ** (k + 1) for k in range(SEARCH_UP)]
+        looks = [*up, *up[-1:] * SEARCH_BETWEEN]
+        brief = Times(*map(min, (self.times.warm_seconds, self.times.seconds), SEARCH_TIMES))
+        records = self.times.records(rates) + (brief.records(looks) if is_search else 0)
         seconds = self.times.seconds if self.is_profile else 0.0
         with self._turn(OURS, rates), ours(settings, n, records, self.history, seconds) as pipeline:
             stretches = self._each(pipeline, rates)
-            if is_search:
+            good = [stretch for stretch in stretches if is_good(stretch)]
+            if is_search and good:
                 print("  search")
-                self.searched = search(lambda rate: at_rate(pipeline, brief, rate), first)
+                found = search(lambda rate: at_rate(pipeline, brief, rate), good[-1].rate)
+                self.searched = [good[-1], *found]
             self._keep(OURS, stretches, pipeline.check())
 
     def _each(self, at_work: AtWork, rates: Sequence[int]) -> list[Stretch]:
