@@ -52,6 +52,9 @@ MCCS = (
 HOMES = ("NL", "BE", "DE", "FR")
 BATCH = 10_000
 ID = "tx-[0-9]{12}"
+RISKS = ("fraud_chance", "model_risk", "risk")
+NONE = -1
+"""Stands for null, in the table's columns and in the topic's."""
 COPY_HEADER_BYTES = 19
 COPY_BLOCK_BYTES = 1 << 20
 
@@ -131,7 +134,8 @@ class Checker:
     """Compares all decisions and all rows with the fold of what was sent.
 
     Each transaction has one decision and one row, nothing else has; its counts and sums are those of the
-    definition; it was decided by the versions in force; and row and decision agree bit by bit.
+    definition; it was decided by the versions in force, of which the model has both forests (else there is no
+    chance of fraud); and row and decision agree bit by bit.
     """
 
     def __init__(self, data: Transactions, in_force: dict[str, int]) -> None:
@@ -147,8 +151,7 @@ class Checker:
             for kind, version in in_force.items()
             if f"{kind}_version" in CARD_DECISIONS.fields
         }
-        self.risks = [name for name in ("model_risk", "risk") if name in CARD_DECISIONS.fields]
-        self.names = [*self.expected, *self.risks]
+        self.names = [*self.expected, *RISKS]
 
     def check(self, settings: Settings, codec: Codec, connection: Connection) -> Check:
         """Read topic and table from their beginnings and compare."""
@@ -193,6 +196,7 @@ class Checker:
             "duplicates": sum(int(np.maximum(found["times"] - 1, 0).sum()) for found in (decisions, rows)),
             "wrong": int(differs.sum()),
             "rows_unlike_decisions": int(apart.sum()),
+            "without_chance": int((decisions["fraud_chance"].view(np.float64) == NONE).sum()),
             "unaccounted": abs(accounted - stored),
         }
         faults = [name for name in counts if name not in ("sent", "decisions", "rows")]
@@ -204,8 +208,8 @@ class Checker:
         digits = pc.if_else(pc.match_substring_regex(ids, f"^{ID}$"), pc.utf8_slice_codeunits(ids, 3), "-1")
         return {
             "number": digits.cast(pa.int64()).to_numpy(zero_copy_only=False),
-            **{name: batch.column(name).cast(pa.int64()).to_numpy() for name in self.expected},
-            **{name: batch.column(name).to_numpy().view(np.int64) for name in self.risks},
+            **{name: _whole(batch.column(name)).cast(pa.int64()).to_numpy() for name in self.expected},
+            **{name: _whole(batch.column(name)).to_numpy().view(np.int64) for name in RISKS},
         }
 
     def _of_rows(self, connection: Connection) -> Iterator[Fields]:
@@ -213,8 +217,8 @@ class Checker:
         wanted = [
             f"CASE WHEN event_id ~ '^{ID}$' THEN substr(event_id, 4)::bigint ELSE -1 END",
             "(extract(epoch FROM occurred_at) * 1000)::bigint",
-            *(f"{name}::bigint" for name in self.names[1:] if name not in self.risks),
-            *self.risks,
+            *(f"coalesce({name}, {NONE})::bigint" for name in self.names[1:] if name not in RISKS),
+            *(f"coalesce({name}, {NONE})" for name in RISKS),
         ]
         row = np.dtype([("columns", ">i2"), *((f, t) for n in ("number", *self.names) for f, t in _field(n))])
         statement = f"COPY (SELECT {', '.join(wanted)} FROM {CARD_LEDGER.name}) TO STDOUT (FORMAT BINARY)"
@@ -242,6 +246,10 @@ def batched(records: Iterator[bytes]) -> Iterator[list[bytes]]:
             some = []
     if some:
         yield some
+
+
+def _whole(values: pa.Array) -> pa.Array:
+    return values.fill_null(NONE)
 
 
 def _field(name: str) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from benchmarks.fraud import Checker, Fields, card_transactions, rows_of, rules
+from benchmarks.fraud import RISKS, Checker, Fields, card_transactions, rows_of, rules
 from benchmarks.transactions import Transactions
 from infra.columns import arrow_schema
 from schemas.fraud import CARD_TRANSACTIONS
@@ -21,7 +21,7 @@ CHECKER = Checker(DATA, {"rules": 1, "model": 2})
 def whole() -> Fields:
     """All transactions once, with the values that they should have."""
     wanted: Fields = {"number": np.arange(DATA.records)}
-    wanted |= CHECKER.expected | dict.fromkeys(CHECKER.risks, DATA.amount * 7)
+    wanted |= CHECKER.expected | dict.fromkeys(RISKS, DATA.amount * 7)
     return CHECKER.gather([wanted])
 
 
@@ -61,7 +61,16 @@ def test_there_are_fifty_rules_and_production_takes_them() -> None:
 
 def test_all_windows_that_decisions_have_are_compared() -> None:
     """The fold covers counts and sums, and the versions in force."""
-    wanted = {"count_1h", "sum_1h_minor", "count_24h", "sum_24h_minor", "count_7d", "sum_7d_minor"}
+    wanted = {
+        "count_10m",
+        "sum_10m_minor",
+        "count_1h",
+        "sum_1h_minor",
+        "count_24h",
+        "sum_24h_minor",
+        "count_7d",
+        "sum_7d_minor",
+    }
     assert wanted | {"rules_version", "model_version", "occurred_at"} <= CHECKER.expected.keys()
     assert (CHECKER.expected["count_7d"] > 1).any()
 
@@ -107,7 +116,7 @@ def test_a_value_that_the_fold_does_not_have_fails(name: str) -> None:
 def test_a_row_that_is_not_its_decision_fails() -> None:
     """A risk that changed between topic and table is found by its last bit."""
     rows = whole()
-    rows[CHECKER.risks[0]][9] ^= 1
+    rows[RISKS[-1]][9] ^= 1
     check = CHECKER.compare(whole(), rows, DATA.records)
     assert not check.passed
     assert check.counts["rows_unlike_decisions"] == 1
@@ -116,6 +125,16 @@ def test_a_row_that_is_not_its_decision_fails() -> None:
 def test_a_row_that_no_range_record_accounts_for_fails() -> None:
     """Rows alone do not pass: what the sink says it has read must come to the same."""
     assert CHECKER.compare(whole(), whole(), DATA.records - 3).counts["unaccounted"] == 3
+
+
+def test_a_model_without_a_forest_fails() -> None:
+    """What is said to be scored by two forests is: a null chance of fraud comes from a model with one."""
+    decisions, rows = whole(), whole()
+    for found in (decisions, rows):
+        found["fraud_chance"][:] = np.float64(-1).view(np.int64)
+    check = CHECKER.compare(decisions, rows, DATA.records)
+    assert not check.passed
+    assert check.counts["without_chance"] == DATA.records
 
 
 def test_an_id_that_was_never_sent_fails() -> None:
