@@ -47,7 +47,7 @@ from infra.settings import SETTINGS, Settings
 from schemas.fraud import CARD_DECISIONS, CARD_TRANSACTIONS, PIPELINE
 
 RATES = (5_000, 10_000, 20_000, 30_000)
-LADDER = (1_000, 2_000, 5_000, 10_000, 20_000, 30_000)
+LADDER = (500, 1_000, 2_000, 5_000, 10_000, 20_000, 30_000)
 PROBE_WARM_SECONDS, PROBE_SECONDS = 2.0, 8.0
 """How long a peer has to hold a rung of the ladder before the next one."""
 PEERS = [name for name in PROGRAMS if name not in (OURS, LIMIT)]
