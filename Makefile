@@ -79,7 +79,7 @@ mutants: setup ## Take each safeguard out and require its test to fail
 
 # --- measure ---
 
-BENCHMARKS := process sink codec million
+BENCHMARKS := process sink codec latency million
 LONG_BENCHMARKS := recovery scale
 .PHONY: bench bench-full bench-soak $(BENCHMARKS:%=bench-%) $(LONG_BENCHMARKS:%=bench-%)
 bench: $(BENCHMARKS:%=bench-%) ## All benchmarks beside their peers, three slices of 15 s each, with their checks
@@ -90,6 +90,7 @@ $(BENCHMARKS:%=bench-%) $(LONG_BENCHMARKS:%=bench-%): bench-%: setup
 bench-full: ## As bench, with five slices, peers too with duplicates; and recovery, scale, soak
 	@$(MAKE) bench-process bench-codec bench-million ARGS="--slices 5"
 	@$(MAKE) bench-sink ARGS="--slices 5 --full"
+	@$(MAKE) bench-latency ARGS="--seconds 120 --warm-up 20 --peers --search"
 	@$(MAKE) bench-recovery bench-scale bench-soak
 
 bench-soak: ## Memory of the fraud pipeline under even input (MINUTES=20)

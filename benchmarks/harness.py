@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +237,53 @@ class Usage:
         return sum(self._cpu.values())
 
 
+class Running:
+    """A subject's process with a log of its own; it ends, with all it started, at the end of the block."""
+
+    def __init__(self, name: str, command: Sequence[str], environ: Mapping[str, str]) -> None:
+        self._name, self._command, self._environ = name, command, environ
+        self._log = STATE / "logs" / f"{name}.log"
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> Running:
+        with self._log.open("wb") as output:
+            self._process = subprocess.Popen(
+                self._command,
+                cwd=ROOT,
+                env=dict(self._environ),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        process = self._process
+        with suppress(ProcessLookupError):
+            process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(END_SECONDS)
+        # Its session, so that nothing of a peer that does not listen goes on beside the next one.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def require(self) -> None:
+        """Raises `SubjectFailed` where it has ended."""
+        if (code := self._process.poll()) is not None:
+            raise self.failed(f"ended with code {code}")
+
+    def failed(self, what: str) -> SubjectFailed:
+        """What is wrong with it, with its last words."""
+        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        words = " | ".join(lines[-5:])[-800:] or "it said nothing"
+        return SubjectFailed(f"{self._name} {what}: {words} (see {self._log})")
+
+
 @dataclass
 class Slice:
     """A subject's process at work; `progress` counts what it has brought about so far."""
@@ -251,45 +298,27 @@ class Slice:
     """Called once with the process's id when the warm-up is over; may block as long as the slice lasts."""
     prologue: int = 0
     """So much must have been brought about before anything is counted: state that is to be there."""
-    log: Path = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.log = STATE / "logs" / f"{self.name}.log"
-        self.log.parent.mkdir(parents=True, exist_ok=True)
 
     def run(self) -> Measured:
         """Start it, measure it, end it. Raises `SubjectFailed`."""
-        with self.log.open("wb") as output:
-            process = subprocess.Popen(
-                self.command,
-                cwd=ROOT,
-                env=dict(self.environ),
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        try:
-            return self._measure(process)
-        finally:
-            self._end(process)
+        with Running(self.name, self.command, self.environ) as running:
+            return self._measure(running)
 
-    def _measure(self, process: subprocess.Popen[bytes]) -> Measured:
-        usage = Usage(process.pid)
+    def _measure(self, running: Running) -> Measured:
+        usage = Usage(running.pid)
         began = time.monotonic()
         warm_at = started_at = 0.0
         units_before, cpu_before = 0, 0.0
         while True:
             time.sleep(POLL_SECONDS)
             units, now, cpu = self.progress(), time.monotonic(), usage.look()
-            if process.poll() is not None and units < self.total:
-                raise SubjectFailed(f"{self.name} ended with code {process.returncode}: {self._last_words()}")
+            if units < self.total:
+                running.require()
             if not warm_at:
                 if units:
                     warm_at = now + WARM_UP_SECONDS
                 elif now - began > START_SECONDS:
-                    raise SubjectFailed(
-                        f"{self.name} brought nothing about in {START_SECONDS:.0f} s: {self._last_words()}"
-                    )
+                    raise running.failed(f"brought nothing about in {START_SECONDS:.0f} s")
             elif not started_at:
                 if units >= self.total:
                     raise SubjectFailed(
@@ -301,25 +330,11 @@ class Slice:
                     started_at, units_before, cpu_before = now, units, cpu
                     usage.peak_bytes = 0
                     if self.while_measured is not None:
-                        self.while_measured(process.pid)
+                        self.while_measured(running.pid)
             elif units >= self.total or now - started_at >= self.seconds:
                 if units == units_before:
-                    raise SubjectFailed(f"{self.name} stood still after its warm-up: {self._last_words()}")
+                    raise running.failed("stood still after its warm-up")
                 return Measured(units - units_before, now - started_at, cpu - cpu_before, usage.peak_bytes)
-
-    def _end(self, process: subprocess.Popen[bytes]) -> None:
-        with suppress(ProcessLookupError):
-            process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(END_SECONDS)
-        # Its session, so that nothing of a peer that does not listen goes on beside the next one.
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-    def _last_words(self) -> str:
-        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        return f"{' | '.join(lines[-5:])[-800:] or 'it said nothing'} (see {self.log})"
 
 
 class Sampler:
@@ -402,8 +417,13 @@ def report(benchmark: str, unit: str, runs: Mapping[str, Sequence[Run | str]]) -
             f"{ours / s['value']:.2f} ×" if ours and s["value"] else "–",
             "yes" if s["checked"] else "NO",
         )
+    return publish(benchmark, table, subjects)
+
+
+def publish(benchmark: str, table: Table, subjects: Sequence[Mapping[str, Any]], **more: Any) -> int:
+    """Print the table and write the file, with `more` of the run; the exit code, 1 where a check failed."""
     Console(width=120).print(table)
-    return save(benchmark, subjects)
+    return save(benchmark, subjects, **more)
 
 
 def save(benchmark: str, subjects: Sequence[Mapping[str, Any]], **more: Any) -> int:

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 from confluent_kafka import Producer
 
 from benchmarks.harness import Check
@@ -27,6 +29,7 @@ Event = dict[str, Any]
 Ints = npt.NDArray[np.int64]
 
 CARDS = 10_000
+MERCHANTS = 1_000
 STEP_MS = 1_440
 """Between two transactions of the whole: six a card and day on average."""
 START_MS = 1_704_067_200_000
@@ -106,20 +109,20 @@ class Transactions:
         step_ms = STEP_MS * CARDS // cards
         self.at_ms: Ints = START_MS + np.arange(records) * step_ms + random.integers(0, step_ms, records)
         self.amount: Ints = 100 + random.integers(0, 50_000, records)
-        self._merchant: Ints = random.integers(0, 1_000, records)
+        self.merchant: Ints = random.integers(0, MERCHANTS, records)
 
     def first(self, records: int) -> Transactions:
         """The first of them, by themselves. (Made with another number they would be others.)"""
         part = Transactions(0, self.cards)
         part.records = records
-        part.card, part.at_ms, part.amount, part._merchant = (
-            values[:records] for values in (self.card, self.at_ms, self.amount, self._merchant)
+        part.card, part.at_ms, part.amount, part.merchant = (
+            values[:records] for values in (self.card, self.at_ms, self.amount, self.merchant)
         )
         return part
 
     def events(self) -> Iterator[Event]:
         """The transactions."""
-        columns = (self.at_ms, self.card, self.amount, self._merchant)
+        columns = (self.at_ms, self.card, self.amount, self.merchant)
         for n, (at_ms, card, amount, merchant) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
             yield {
                 "event_id": f"tx-{n:012}",
@@ -133,19 +136,48 @@ class Transactions:
                 "channel": ("PRESENT", "ONLINE")[n % 2],
             }
 
+    def columns(self, start: int, end: int) -> dict[str, pa.Array]:
+        """The fields of `events` from number `start` up to, not including, `end`, by column."""
+        numbers, merchant = np.arange(start, end), self.merchant[start:end]
+        here = slice(start, end)
+        same = {"tenant": "default", "currency": "EUR"}
+        return {
+            "event_id": numbered("tx-", numbers, 12),
+            "occurred_at": pa.array(self.at_ms[here]),
+            "card_id": numbered("card-", self.card[here], 6),
+            "amount_minor": pa.array(self.amount[here]),
+            "merchant_id": numbered("merchant-", merchant, 4),
+            "country": one_of(("NL", "BE", "DE"), merchant),
+            "channel": one_of(("PRESENT", "ONLINE"), numbers),
+            **{name: pa.repeat(value, end - start) for name, value in same.items()},
+        }
+
     def scored(self) -> Iterator[Event]:
         """What a processor should make of them."""
-        count, total = self.windows
-        ratio = (self.amount * count) / (total + 10_000.0)
-        score = ratio / (1.0 + ratio)
-        results = zip(count.tolist(), total.tolist(), score.tolist(), strict=True)
+        results = zip(*(column.tolist() for column in (*self.windows, self.scores)), strict=True)
         for event, (count_24h, sum_24h, value) in zip(self.events(), results, strict=True):
             yield {**event, "count_24h": count_24h, "sum_24h_minor": sum_24h, "score": value}
 
     @cached_property
     def windows(self) -> tuple[Ints, Ints]:
         """Count and sum of the card's transactions in (t - 24 h, t], of each transaction."""
-        return folded(self.card, self.at_ms, self.amount, DAY_MS)
+        return self.window(DAY_MS)
+
+    def window(self, width_ms: int) -> tuple[Ints, Ints]:
+        """The same in (t - width, t]."""
+        return folded(self.card, self.at_ms, self.amount, width_ms)
+
+    @cached_property
+    def scores(self) -> npt.NDArray[np.float64]:
+        """The score of each transaction."""
+        count, total = self.windows
+        ratio = (self.amount * count) / (total + 10_000.0)
+        return ratio / (1.0 + ratio)
+
+    def scored_columns(self, start: int, end: int) -> dict[str, pa.Array]:
+        """As `columns`, of `scored`."""
+        results = zip(("count_24h", "sum_24h_minor", "score"), (*self.windows, self.scores), strict=True)
+        return self.columns(start, end) | {name: pa.array(values[start:end]) for name, values in results}
 
     @cached_property
     def rank(self) -> Ints:
@@ -211,6 +243,17 @@ def folded(card: Ints, at_ms: Ints, amount: Ints, width_ms: int) -> tuple[Ints, 
     count[order] = here - first + 1
     total[order] = sums[here + 1] - sums[first]
     return count, total
+
+
+def numbered(prefix: str, numbers: Ints, digits: int) -> pa.Array:
+    """Names that end in a number of so many digits."""
+    padded = pc.utf8_lpad(pa.array(numbers).cast(pa.string()), digits, "0")
+    return pc.binary_join_element_wise(prefix, padded, "")
+
+
+def one_of(names: Sequence[str], numbers: Ints) -> pa.Array:
+    """The names in turn, by number."""
+    return pa.array(names).take(pa.array(numbers % len(names)))
 
 
 def records_of(settings: Settings, found_in: Topic) -> Iterator[bytes]:

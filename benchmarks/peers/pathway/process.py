@@ -3,7 +3,8 @@
 `stateful_many` gets all of a card's rows of a commit in one call, and its state goes from one to the next;
 `to_stream` keeps a card's next state from withdrawing what its last one gave out. The window of the
 temporal library (`intervals_over`), the other way to an exact one, joins every row with its past.
-`max_backlog_size` bounds a commit: without it one takes in all that there is to read.
+`max_backlog_size` bounds a commit: without it one takes in all that there is to read. For latency commits
+come more often (`commit_ms`).
 For the benchmark of recovery: its default persistence, with a snapshot every second (that of operators, which
 its documentation calls the most efficient one, asks for a licence key).
 """
@@ -43,7 +44,7 @@ transactions = pw.io.kafka.read(
     },
     topic=JOB["source"],
     format="raw",
-    autocommit_duration_ms=500,
+    autocommit_duration_ms=JOB.get("commit_ms", 500),
     max_backlog_size=50_000,
     name="transactions",
 )
