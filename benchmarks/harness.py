@@ -245,7 +245,7 @@ class Running:
         self._log = STATE / "logs" / f"{name}.log"
         self._log.parent.mkdir(parents=True, exist_ok=True)
 
-    def __enter__(self) -> Running:
+    def start(self) -> Running:
         with self._log.open("wb") as output:
             self._process = subprocess.Popen(
                 self._command,
@@ -257,16 +257,25 @@ class Running:
             )
         return self
 
-    def __exit__(self, *_: object) -> None:
-        process = self._process
+    def end(self) -> None:
+        """End it well, or else by force."""
         with suppress(ProcessLookupError):
-            process.terminate()
+            self._process.terminate()
         with suppress(subprocess.TimeoutExpired):
-            process.wait(END_SECONDS)
-        # Its session, so that nothing of a peer that does not listen goes on beside the next one.
+            self._process.wait(END_SECONDS)
+        self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL, to its session: nothing of a peer that does not listen goes on beside the next one."""
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def __enter__(self) -> Running:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
     @property
     def pid(self) -> int:

@@ -29,16 +29,15 @@ from benchmarks.harness import (
     SubjectFailed,
     alone,
     arguments,
-    job,
     job_environ,
     python_of,
     services,
 )
 from benchmarks.latency_report import Found, Measured, report
 from benchmarks.open_loop import Schedule
-from benchmarks.process import PROGRAMS
+from benchmarks.process import PROGRAMS, scoring_job
 from benchmarks.stretches import Load, Stored, Stretch
-from benchmarks.transactions import SCHEMAS, Declared, Transactions, records_of
+from benchmarks.transactions import Declared, Transactions, records_of
 from infra.codec import Codec
 from infra.columns import Columns
 from infra.postgres import connect
@@ -53,7 +52,8 @@ PROBE_WARM_SECONDS, PROBE_SECONDS = 2.0, 8.0
 PEERS = [name for name in PROGRAMS if name not in (OURS, LIMIT)]
 COMMIT_MS = 20
 """Between two of Pathway's commits, which its answers wait for: for throughput it is 500."""
-RELAY = ("confluent", "benchmarks/peers/confluent/relay.py")
+LINGER_MS = 1
+"""Of the limit's producer."""
 PEER_HISTORY = 20_000
 """Transactions before a peer's first stretch, to see it at work: a day's would take some of them a minute."""
 
@@ -149,17 +149,7 @@ def theirs(settings: Settings, name: str, n: int, records: int) -> Iterator[AtWo
     )
     declared.create(settings, codec)
     columns = {topic.name: Columns(codec, topic) for topic in (declared.transactions, declared.scores)}
-    told = job(
-        settings,
-        tag,
-        source=declared.transactions.name,
-        source_schema=f"{SCHEMAS}/transactions.avsc",
-        target=declared.scores.name,
-        target_schema=f"{SCHEMAS}/scores.avsc",
-        target_schema_id=codec.register(declared.scores),
-        partitions=declared.scores.partitions,
-        commit_ms=COMMIT_MS,
-    )
+    told = scoring_job(settings, codec, tag, declared, commit_ms=COMMIT_MS, linger_ms=LINGER_MS)
 
     def encode(start: int, end: int) -> list[bytes]:
         return columns[declared.transactions.name].encode(
@@ -192,7 +182,7 @@ def theirs(settings: Settings, name: str, n: int, records: int) -> Iterator[AtWo
 
 def _program(name: str) -> tuple[str, str]:
     """Whose environment a peer or the limit runs in, and its program."""
-    peer, program = RELAY if name == LIMIT else PROGRAMS[name]
+    peer, program = PROGRAMS[name]
     assert peer is not None
     return peer, program
 

@@ -8,6 +8,7 @@ of every slice is compared with an independent fold.
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from benchmarks.harness import (
     LIMIT,
@@ -27,6 +28,7 @@ from benchmarks.harness import (
 )
 from benchmarks.transactions import SCHEMAS, Appended, Declared, Transactions, records_of
 from infra.codec import Codec
+from infra.settings import Settings
 
 PROGRAMS = {
     OURS: (None, "-m benchmarks.ours processor"),
@@ -37,6 +39,23 @@ PROGRAMS = {
     LIMIT: ("confluent", "benchmarks/peers/confluent/process.py"),
 }
 """Subject -> whose environment it runs in (none: ours), and its program."""
+
+
+def scoring_job(
+    settings: Settings, codec: Codec, tag: str, declared: Declared, **more: Any
+) -> dict[str, Any]:
+    """What a subject is told that scores transactions."""
+    return job(
+        settings,
+        tag,
+        source=declared.transactions.name,
+        source_schema=f"{SCHEMAS}/transactions.avsc",
+        target=declared.scores.name,
+        target_schema=f"{SCHEMAS}/scores.avsc",
+        target_schema_id=codec.register(declared.scores),
+        partitions=declared.scores.partitions,
+        **more,
+    )
 
 
 def main() -> int:
@@ -56,16 +75,7 @@ def main() -> int:
             declared = Declared(tag, source=first.transactions.name)
             declared.create(settings, codec)
             peer, program = PROGRAMS[name]
-            told = job(
-                settings,
-                tag,
-                source=first.transactions.name,
-                source_schema=f"{SCHEMAS}/transactions.avsc",
-                target=declared.scores.name,
-                target_schema=f"{SCHEMAS}/scores.avsc",
-                target_schema_id=codec.register(declared.scores),
-                partitions=declared.scores.partitions,
-            )
+            told = scoring_job(settings, codec, tag, declared)
             sampler = Sampler("process", chosen.seconds) if chosen.profile and name == OURS else None
             measured = Slice(
                 name=f"process-{tag}",

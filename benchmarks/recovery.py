@@ -10,16 +10,13 @@ they promise not.
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
@@ -28,11 +25,10 @@ from benchmarks.effects import effects
 from benchmarks.figures import Figure, report, summed
 from benchmarks.handbook import weighted
 from benchmarks.harness import (
-    END_SECONDS,
     OURS,
-    ROOT,
     START_SECONDS,
     Check,
+    Running,
     SubjectFailed,
     alone,
     arguments,
@@ -42,10 +38,10 @@ from benchmarks.harness import (
     python_of,
     services,
 )
-from benchmarks.process import PROGRAMS
-from benchmarks.production import Position, await_until, check_alive, log_of
+from benchmarks.process import PROGRAMS, scoring_job
+from benchmarks.production import Position, await_until
 from benchmarks.sink import DDL, SOURCE
-from benchmarks.transactions import ID_AT, SCHEMAS, Declared, Ints, Transactions, send
+from benchmarks.transactions import ID_AT, Declared, Ints, Transactions, send
 from infra.broker import admin, producer
 from infra.codec import Codec
 from infra.postgres import Connection, connect
@@ -148,46 +144,26 @@ class Subject:
     """A subject's process, which can be killed and started again."""
 
     def __init__(self, name: str, command: list[str], environ: Mapping[str, str]) -> None:
-        self._log, self._command, self._environ = log_of(f"recovery-{name}"), command, environ
-        self.process: subprocess.Popen[bytes] | None = None
+        self._next = (Running(f"recovery-{name}-{n}", command, environ) for n in count(1))
+        self._running: Running | None = None
 
     def start(self) -> None:
-        with self._log.open("ab") as output:
-            self.process = subprocess.Popen(
-                self._command,
-                cwd=ROOT,
-                env=dict(self._environ),
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self._running = next(self._next).start()
 
     def check(self) -> None:
         """Raises `SubjectFailed` where it has ended by itself."""
-        if self.process is not None:
-            check_alive({str(self._log): self.process})
+        if self._running is not None:
+            self._running.require()
 
     def kill(self) -> None:
         """SIGKILL, to all its processes at once."""
-        assert self.process is not None
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        assert self._running is not None
+        self._running.kill()
 
     def end(self) -> None:
         """End it well, or else by force."""
-        if self.process is None:
-            return
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(END_SECONDS)
-            except subprocess.TimeoutExpired:
-                pass
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        self.process.wait()
+        if self._running is not None:
+            self._running.end()
 
 
 @dataclass(frozen=True)
@@ -237,17 +213,7 @@ class Trial:
         settings, declared, codec = self.settings, self.declared, self.codec
         declared.create(settings, codec)
         _, program = PROGRAMS[self.name]
-        told = job(
-            settings,
-            self.tag,
-            source=declared.transactions.name,
-            source_schema=f"{SCHEMAS}/transactions.avsc",
-            target=declared.scores.name,
-            target_schema=f"{SCHEMAS}/scores.avsc",
-            target_schema_id=codec.register(declared.scores),
-            partitions=declared.scores.partitions,
-            recovering=True,
-        )
+        told = scoring_job(settings, codec, self.tag, declared, recovering=True)
         events = self.data.events()
         records = ((e["card_id"], codec.encode(declared.transactions, e)) for e in events)
         send(settings, declared.transactions, islice(records, BACKLOG))
@@ -354,19 +320,16 @@ class Trial:
             source=self.declared.scores.name,
             transactions=self.declared.transactions.name,
         ) | {"tag": self.tag}
-        sink = Subject(
-            f"{self.tag}-sink",
-            [sys.executable, "-m", "benchmarks.ours", "sink"],
-            job_environ(self.settings, told),
-        )
+        command = [sys.executable, "-m", "benchmarks.ours", "sink"]
         read_to = Position(connection, self.declared.pipeline.sink_name, self.declared.scores)
-        try:
-            sink.start()
-            assert sink.process is not None
-            await_until(lambda: read_to() >= records, {"sink": sink.process}, "was stored", DEADLINE_SECONDS)
+        with Running(f"recovery-{self.tag}-sink", command, job_environ(self.settings, told)) as sink:
+
+            def is_stored() -> bool:
+                sink.require()
+                return read_to() >= records
+
+            await_until(is_stored, {}, "was stored", DEADLINE_SECONDS)
             yield
-        finally:
-            sink.end()
 
     def _effect(self, connection: Connection, data: Transactions, table: str, repeated: int) -> Check:
         """The rows: each transaction once, with the fold's values; the duplicates were left out as such."""

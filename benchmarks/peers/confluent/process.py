@@ -1,6 +1,7 @@
-"""The limit of `process`: the bytes of one topic handed on to another, nothing done with them.
+"""The limit of `process` and `latency`: bytes of one topic handed on to another, nothing done with them.
 
-librdkafka's batch call on both sides; offsets are committed by the default of every five seconds.
+The smallest loop: one call waits for a record, one takes what else is there. Offsets are committed by the
+default of every five seconds. For latency the producer waits for less (`linger_ms`).
 """
 
 import signal
@@ -16,9 +17,13 @@ consumer = Consumer(
     {"bootstrap.servers": JOB["bootstrap"], "group.id": JOB["tag"], "auto.offset.reset": "earliest"}
 )
 consumer.subscribe([JOB["source"]])
-producer = Producer({"bootstrap.servers": JOB["bootstrap"], **PRODUCER})
+linger_ms = JOB.get("linger_ms", PRODUCER["linger.ms"])
+producer = Producer({"bootstrap.servers": JOB["bootstrap"], **PRODUCER, "linger.ms": linger_ms})
 while not ended:
-    for message in consumer.consume(10_000, 0.1):
+    messages = consumer.consume(1, 0.1)
+    if messages:
+        messages += consumer.consume(10_000, 0)
+    for message in messages:
         if message.error():
             raise RuntimeError(message.error())
         while True:
