@@ -61,6 +61,14 @@ class Transient(ConnectionError):
     """Broker or database cannot now; nothing was committed, the same batches may be tried again."""
 
 
+_RANGE_RECORDS = (
+    "INSERT INTO range_records (consumer, topic, partition, from_offset, to_offset,"
+    " records_total, dead_total, duplicates_total, ids_hash, epoch)"
+    " SELECT %s, * FROM unnest(%s::text[], %s::int[], %s::bigint[], %s::bigint[],"
+    " %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[])"
+)
+
+
 class _Refused(Exception):
     """The database refuses rows. `row` is the place in the COPY, where it is known."""
 
@@ -357,13 +365,10 @@ class Writer:
         for block in blocks:
             stored.setdefault(block.at, []).extend(block.events.column(block.topic.event_id).to_pylist())
         moves: list[Move] = []
+        ranges: list[tuple[Any, ...]] = []
         for at, batch in behind.items():
-            cursor.execute(
-                "INSERT INTO range_records (consumer, topic, partition, from_offset, to_offset,"
-                " records_total, dead_total, duplicates_total, ids_hash, epoch)"
-                " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            ranges.append(
                 (
-                    self.name,
                     at.topic,
                     at.partition,
                     current[at],
@@ -373,13 +378,16 @@ class Writer:
                     duplicates.get(at, 0),
                     _signed(sum(map(id_hash, stored.get(at, ())))),
                     batch.epoch,
-                ),
+                )
             )
             append_ms = batch.messages[-1].timestamp()[1] if batch.messages else None
             moves.append(Move(at, batch.epoch, current[at], batch.next_offset, append_ms))
             DEAD_LETTERS.labels(self.name, at.topic).inc(dead_at.count(at))
             DUPLICATES.labels(self.name, at.topic).inc(duplicates.get(at, 0))
-        self.checkpoints.advance(cursor, moves)
+        # In one statement each: a round trip for every partition would take longer than the rows.
+        if moves:
+            cursor.execute(_RANGE_RECORDS, (self.name, *map(list, zip(*ranges, strict=True))))
+            self.checkpoints.advance(cursor, moves)
         return Written(
             {b.at: max(b.next_offset, current[b.at]) for b in batches},
             records_total,
