@@ -18,6 +18,8 @@ from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 T = TypeVar("T")
 
@@ -38,6 +40,14 @@ class BoundedLateness:
     def is_late(self, at_ms: int, newest_ms: int | None) -> bool:
         """Whether an event at `at_ms` is late for a key with this newest event (None: it has none yet)."""
         return newest_ms is not None and at_ms <= newest_ms - self.allowed_ms
+
+    def in_time(self, at_ms: npt.NDArray[np.int64], newest_ms: int) -> tuple[npt.NDArray[np.bool_], int]:
+        """By column: which events of one key, in log order, are not late, and its newest time after them.
+
+        The same as `is_late` says of each after all before it, however the log was cut.
+        """
+        newest = np.maximum.accumulate(np.concatenate(([newest_ms], at_ms)))
+        return at_ms > newest[:-1] - self.allowed_ms, int(newest[-1])
 
 
 class _Entry(msgspec.Struct, Generic[T], array_like=True):

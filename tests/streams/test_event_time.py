@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,6 +38,26 @@ def test_late_is_at_or_behind_the_watermark(allowed_ms: int, at_ms: int, is_late
     assert lateness.is_late(at_ms, 1000) is is_late
     assert (at_ms <= lateness.watermark(1000)) is is_late
     assert not lateness.is_late(at_ms, None)
+
+
+@given(
+    st.lists(st.integers(0, 500), max_size=40), st.integers(0, 60), st.lists(st.integers(0, 40), max_size=4)
+)
+def test_columns_and_single_events_agree_on_what_is_late(
+    times: list[int], allowed_ms: int, cuts: list[int]
+) -> None:
+    """By column, in batches cut anywhere, the same events are late as one by one."""
+    lateness = BoundedLateness(allowed_ms)
+    one_by_one, newest = [], 100
+    for at_ms in times:
+        one_by_one.append(not lateness.is_late(at_ms, newest))
+        newest = max(newest, at_ms)
+    by_column: list[bool] = []
+    reached = 100
+    for batch in np.split(np.array(times, np.int64), sorted(min(cut, len(times)) for cut in cuts)):
+        in_time, reached = lateness.in_time(batch, reached)
+        by_column += in_time.tolist()
+    assert (by_column, reached) == (one_by_one, newest)
 
 
 def new_state() -> EventTimeState[int]:
