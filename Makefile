@@ -80,18 +80,18 @@ mutants: setup ## Take each safeguard out and require its test to fail
 # --- measure ---
 
 BENCHMARKS := process sink codec latency million
-LONG_BENCHMARKS := recovery scale
+LONG_BENCHMARKS := nexmark recovery scale
 .PHONY: bench bench-full bench-soak $(BENCHMARKS:%=bench-%) $(LONG_BENCHMARKS:%=bench-%)
 bench: $(BENCHMARKS:%=bench-%) ## All benchmarks beside their peers, three slices of 15 s each, with their checks
 
 $(BENCHMARKS:%=bench-%) $(LONG_BENCHMARKS:%=bench-%): bench-%: setup
 	$(BIN)/python -m benchmarks.$* $(ARGS)
 
-bench-full: ## As bench, with five slices, peers too with duplicates; and recovery, scale, soak
+bench-full: ## As bench, with five slices, peers too with duplicates; and Nexmark, recovery, scale, soak
 	@$(MAKE) bench-process bench-codec bench-million ARGS="--slices 5"
 	@$(MAKE) bench-sink ARGS="--slices 5 --full"
 	@$(MAKE) bench-latency ARGS="--seconds 120 --warm-up 20 --peers --search"
-	@$(MAKE) bench-recovery bench-scale bench-soak
+	@$(MAKE) bench-nexmark bench-recovery bench-scale bench-soak
 
 bench-soak: ## Memory of the fraud pipeline under even input (MINUTES=20)
 	@$(MAKE) bench-scale ARGS="--soak $(or $(MINUTES),20)"

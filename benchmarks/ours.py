@@ -20,7 +20,7 @@ from benchmarks.transactions import Declared
 from infra import process
 from infra.settings import Settings
 from infra.telemetry.health import Health
-from schemas.declare import Topic
+from schemas.declare import Pipeline, Topic
 from sinks.blocks import ms
 from sinks.rows import RowMapping, from_ms
 from sinks.runtime import Sink
@@ -96,13 +96,17 @@ def main(settings: Settings, health: Health) -> None:
         sink.run()
         return
     declared = Declared(job["tag"], source=job["source"], scores=job["target"])
+    work(settings, declared.pipeline, {declared.processor.name: lambda: Scoring(declared.scores)}, health)
+
+
+def work(settings: Settings, pipeline: Pipeline, logics: dict[str, LogicFactory], health: Health) -> None:
+    """Run a pipeline's processors, as in production, until the process is told to end."""
 
     async def run() -> None:
         ending = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, ending.set)
-        logics: dict[str, LogicFactory] = {declared.processor.name: lambda: Scoring(declared.scores)}
-        await Worker(settings, declared.pipeline, logics, health, settings.text("instance")).run(ending)
+        await Worker(settings, pipeline, logics, health, settings.text("instance")).run(ending)
 
     asyncio.run(run())
 

@@ -283,9 +283,9 @@ def hash_of(value: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(value, digest_size=8).digest(), "little")
 
 
-def send(settings: Settings, target: Topic, records: Iterable[tuple[str, bytes]]) -> None:
-    """Append records; all are acknowledged on return."""
-    sender: Producer = producer(settings.kafka_bootstrap_servers, **{"linger.ms": 50})
+def send(settings: Settings, target: Topic, records: Iterable[tuple[str, bytes]], **overrides: Any) -> None:
+    """Append records, with these settings of the producer; all are acknowledged on return."""
+    sender: Producer = producer(settings.kafka_bootstrap_servers, **{"linger.ms": 50} | overrides)
     for key, value in records:
         while True:
             try:

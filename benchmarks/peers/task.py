@@ -10,6 +10,7 @@ import io
 import json
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +48,24 @@ def _schema(path: str) -> Any:
     return fastavro.parse_schema(bare(json.loads(Path(path).read_text())))
 
 
-_source = _schema(JOB["source_schema"])
 _target = _schema(JOB.get("target_schema", JOB["source_schema"]))
 _header = struct.pack(">bI", 0, JOB.get("target_schema_id", 0))
 
 
-def decode(value: bytes) -> dict[str, Any]:
-    """The event in a record of the source."""
-    body = io.BytesIO(value)
-    body.seek(5)
-    return fastavro.schemaless_reader(body, _source)  # type: ignore[return-value]
+def decoder(path: str) -> Callable[[bytes], dict[str, Any]]:
+    """What makes the event of a record of this schema."""
+    schema = _schema(path)
+
+    def decode(value: bytes) -> dict[str, Any]:
+        body = io.BytesIO(value)
+        body.seek(5)
+        return fastavro.schemaless_reader(body, schema)  # type: ignore[return-value]
+
+    return decode
+
+
+decode = decoder(JOB["source_schema"])
+"""The event in a record of the source."""
 
 
 def encode(event: dict[str, Any]) -> bytes:
