@@ -86,11 +86,22 @@ def stored(settings: Settings, accounts: Accounts) -> int:
 
 
 def wait_stored(settings: Settings, accounts: Accounts, total: int, seconds: float = 60) -> None:
+    """Until so many rows are stored, and as many deposits committed: a replay follows what is settled."""
     end = time.monotonic() + seconds
-    while (found := stored(settings, accounts)) < total:
+    while (found := min(stored(settings, accounts), committed(settings, accounts))) < total:
         if time.monotonic() > end:
-            pytest.fail(f"the sink stood at {found} of {total} after {seconds} s")
+            pytest.fail(f"the pipeline stood at {found} of {total} after {seconds} s")
         time.sleep(0.1)
+
+
+def committed(settings: Settings, accounts: Accounts) -> int:
+    """How many deposits the live processor has committed."""
+    [(position,)] = ask(
+        settings,
+        "SELECT coalesce(sum(next_offset), 0) FROM checkpoints WHERE consumer = %s",
+        accounts.processor.name,
+    )
+    return int(position)
 
 
 def begun(
