@@ -37,6 +37,7 @@ MAX_FILE_BYTES = 256 * 1024 * 1024
 MAX_ELEMENTS = 50_000
 """Most elements at a dataset's top level; real files have a few hundred."""
 
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _SERIES_UID_TAG = 0x0020000E
 _IDENTITY_TAGS = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"]
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+", re.ASCII)
@@ -92,7 +93,9 @@ def quietly(notes: list[str]) -> Iterator[None]:
 
 
 def one_line(text: str) -> str:
-    """A library's message in one printable line of bounded length."""
+    """A library's message in one printable line of bounded length, the same whenever it is given."""
+    # Without the address of an object, which another run would not have.
+    text = _ADDRESS.sub("", text)
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= _NOTE_CHARACTERS else line[: _NOTE_CHARACTERS - 1] + "…"
 

@@ -148,6 +148,15 @@ def test_a_file_without_its_uids_is_refused(
     assert found_field == field
 
 
+def test_what_a_codec_says_is_always_the_same() -> None:
+    """A codec's message that names an object by its address says the same of the same file in every run."""
+    damaged = bytearray((FILES / "SC_rgb_dcmtk_+eb+cy+np.dcm").read_bytes())
+    damaged[int(0.5390625 * len(damaged))] ^= 1
+    answer = examine(bytes(damaged))
+    assert isinstance(answer, Examined)
+    assert "cannot identify image file <_io.BytesIO object>" in str(answer.thumbnail_reason)
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     data=st.sampled_from(KINDS),
