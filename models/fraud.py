@@ -27,25 +27,25 @@ HOUR_MS = 3_600_000
 WINDOW_MAX_MS = 7 * DAY_MS
 EPOCH_WEEKDAY = 3  # 1970-01-01 was a Thursday; Monday is 0
 
-FEATURES = (
-    "amount_minor",
+COUNTS_AND_SUMS = (
     "count_1h",
     "sum_1h_minor",
     "count_24h",
     "sum_24h_minor",
     "count_7d",
     "sum_7d_minor",
+)
+MORE_WINDOWS = ("count_10m", "sum_10m_minor", "max_24h_minor", "merchants_24h", "max_7d_minor")
+FEATURES = (
+    "amount_minor",
+    *COUNTS_AND_SUMS,
     "amount_pct_of_mean_7d",
     "since_previous_s",
     "hour_of_day",
     "weekend",
     "foreign",
     "online",
-    "count_10m",
-    "sum_10m_minor",
-    "max_24h_minor",
-    "merchants_24h",
-    "max_7d_minor",
+    *MORE_WINDOWS,
 )
 """Names of the features, in the order of the vector; each is an integer. A new one goes to the end.
 
@@ -55,22 +55,7 @@ and `weekend` are UTC. `foreign`: 1 where merchant and holder are known to be in
 """
 
 
-NUMBERS = (
-    "occurred_at",
-    "amount_minor",
-    "count_1h",
-    "sum_1h_minor",
-    "count_24h",
-    "sum_24h_minor",
-    "count_7d",
-    "sum_7d_minor",
-    "since_previous_ms",
-    "count_10m",
-    "sum_10m_minor",
-    "max_24h_minor",
-    "merchants_24h",
-    "max_7d_minor",
-)
+NUMBERS = ("occurred_at", "amount_minor", *COUNTS_AND_SUMS, "since_previous_ms", *MORE_WINDOWS)
 TEXTS = ("country", "home_country", "channel")
 
 
@@ -91,14 +76,14 @@ def features(numbers: Mapping[str, Ints], texts: Mapping[str, pa.Array]) -> dict
     foreign = pc.not_equal(texts["country"], texts["home_country"])
     return {
         "amount_minor": amount,
-        **{name: numbers[name] for name in NUMBERS[2:8]},
+        **{name: numbers[name] for name in COUNTS_AND_SUMS},
         "amount_pct_of_mean_7d": np.where(some, of_mean, 100.0).astype(np.int64),
         "since_previous_s": np.where(since < 0, WINDOW_MAX_MS, since) // 1000,
         "hour_of_day": in_day_ms // HOUR_MS,
         "weekend": ((days + EPOCH_WEEKDAY) % 7 >= 5).astype(np.int64),
         "foreign": _where(foreign).astype(np.int64),
         "online": _where(pc.equal(texts["channel"], "ONLINE")).astype(np.int64),
-        **{name: numbers[name] for name in NUMBERS[9:]},
+        **{name: numbers[name] for name in MORE_WINDOWS},
     }
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from benchmarks.nexmark.declared import PERSONS, Declared
+from benchmarks.nexmark.declared import Declared
 from benchmarks.nexmark.windows import Cells, Hopping, Ints, highest, summed
 from schemas.declare import Topic
 from streams.decide import ColumnRecords, LogicFactory, NoState, Outcomes, Record, Stretch, Versions
@@ -51,7 +51,7 @@ class Unversioned:
 
 
 class ByRow(Unversioned):
-    """q0, q1 and q2: batches to batches without state; `change` says how."""
+    """q0, q1, q2 and the first half of q8: batches to batches without state; `change` says how."""
 
     def __init__(self, results: Topic, change: Callable[[pa.RecordBatch], pa.RecordBatch]) -> None:
         self._results = results
@@ -229,28 +229,19 @@ class BestOfAll(Unversioned):
             out.emit(self._results, event)
 
 
-class Arrivals(Unversioned):
+class Arrivals(ByRow):
     """Persons and auctions as one topic, by person: its order is then the truth."""
 
     def __init__(self, arrivals: Topic) -> None:
-        self._arrivals = arrivals
+        super().__init__(arrivals, _arrived)
 
-    def new_state(self) -> NoState:
-        return NoState()
 
-    def decide_columns(
-        self,
-        stretches: Sequence[Stretch[NoState]],
-        records: ColumnRecords,
-        versions: Versions,
-        out: Outcomes,
-    ) -> None:
-        batch = records.batch
-        is_person = records.topic == PERSONS.name
-        columns = {name: batch.column(name) for name in ("event_id", "tenant", "occurred_at")}
-        columns["person_id"] = batch.column("person_id" if is_person else "seller_id")
-        columns["name"] = batch.column("name") if is_person else pa.nulls(len(batch), pa.string())
-        emit(out, self._arrivals, pa.RecordBatch.from_pydict(columns))
+def _arrived(batch: pa.RecordBatch) -> pa.RecordBatch:
+    is_person = "person_id" in batch.schema.names
+    columns = {name: batch.column(name) for name in ("event_id", "tenant", "occurred_at")}
+    columns["person_id"] = batch.column("person_id" if is_person else "seller_id")
+    columns["name"] = batch.column("name") if is_person else pa.nulls(len(batch), pa.string())
+    return pa.RecordBatch.from_pydict(columns)
 
 
 class Seller(msgspec.Struct, array_like=True):

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from benchmarks.transactions import ID_AT, Transactions, topic
-from infra.codec import write_body
+from benchmarks.transactions import ID_AT, Transactions
 from schemas.declare import DAY_MS
+from tests.benchmarks.scores import record
 
-SCORES = topic("scores", "scores")
 DATA = Transactions(30_000)
-
-
-def record(event: dict[str, Any]) -> bytes:
-    return b"\0\0\0\0\1" + write_body(SCORES.schema, event)
 
 
 RECORDS = [record(e) for e in DATA.scored()]
