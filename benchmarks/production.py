@@ -16,7 +16,7 @@ from typing import IO
 from benchmarks.harness import END_SECONDS, ROOT, START_SECONDS, STATE, SubjectFailed
 from infra.postgres import Connection
 from infra.settings import Settings
-from infra.supervisor import HOME_MARK, PROCESS_MARK, ProcessSpec, specs
+from infra.supervisor import ProcessSpec, specs
 from schemas.declare import Pipeline, Topic
 from schemas.pipelines import PIPELINES
 
@@ -43,12 +43,10 @@ def running(
         for spec in wanted:
             with log_of(f"{pipeline.name}-{spec.role}").open("wb") as output:
                 started[spec.role] = subprocess.Popen(
-                    spec.argv,
+                    (sys.executable, "-m", spec.module, *spec.arguments),
                     cwd=ROOT,
                     env={
                         **settings.environ,
-                        HOME_MARK: str(settings.home_path),
-                        PROCESS_MARK: spec.name,
                         "MILLRACE_METRICS_PORT": str(spec.port),
                         "PYTHONPATH": str(ROOT),
                     },

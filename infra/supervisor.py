@@ -1,7 +1,8 @@
 """Keeps the processes of an instance alive: a daemon of its own, which may itself be killed at any time.
 
-Its children write to their own log files and are found again by a mark in their environment, so a new
-supervisor takes over what the old one left running and starts nothing twice.
+Its children are forked from a process that has imported everything once (`infra.forkserver`), write to
+their own log files and each hold a lock by which they are found again, so a new supervisor takes over what
+the old one left running and starts nothing twice.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import logging
 import os
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -30,6 +30,7 @@ from pathlib import Path
 import psutil
 
 from infra import exit_codes
+from infra.forkserver import Birth, ForkServer, adopt_orphans, lock_holder
 from infra.settings import PORT_METRICS_FIRST, PORT_REGISTRY, PORT_SUPERVISOR, SETTINGS, Settings
 from infra.telemetry.health import Health, serve
 from infra.telemetry.metrics import DECLARED_PARTITIONS, PROCESS_RESTARTS
@@ -47,9 +48,7 @@ STEADY_AFTER_S = 60.0
 STOP_DEADLINE_S = 12.0
 """A little more than the gateway needs to answer the requests under way."""
 LOG_MOST_BYTES = 20_000_000
-
-HOME_MARK = "MILLRACE_SUPERVISED_IN"
-PROCESS_MARK = "MILLRACE_SUPERVISED_AS"
+LOCK = ".lock"
 
 
 class SupervisorError(RuntimeError):
@@ -76,20 +75,31 @@ RESTING = {
 """Exit codes after which a process is not started again, until `millrace up` asks for it."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ProcessSpec:
-    """A process to keep alive. `port` is where it serves /metrics and /health: its own where it is an HTTP
-    service. `ready_url` answers 200 once the others may start (only the registry has one)."""
+    """A process to keep alive: `python -m module arguments`. `port` is where it serves /metrics and /health:
+    its own where it is an HTTP service. `ready_url` answers 200 once the others may start (only the registry
+    has one). `imports` are the modules that it will want."""
 
     role: str
     pipeline: str
-    argv: tuple[str, ...]
-    port: int
+    module: str
+    arguments: tuple[str, ...] = ()
+    port: int = 0
     ready_url: str | None = None
+    imports: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        return f"{self.role}-{self.pipeline}"
+        return f"{self.role}-{self.pipeline}" if self.pipeline else self.role
+
+
+PREPARE = ProcessSpec(
+    "prepare",
+    "",
+    "infra.prepare",
+    imports=("infra.broker", "infra.codec", "infra.postgres", "schemas.pipelines"),
+)
 
 
 def specs(settings: Settings, pipelines: Pipelines, *, native: bool) -> tuple[ProcessSpec, ...]:
@@ -98,29 +108,32 @@ def specs(settings: Settings, pipelines: Pipelines, *, native: bool) -> tuple[Pr
     With `native` services the registry is a process of ours, unless the settings name another one.
     """
     registry_url = settings.schema_registry_url
-    wanted: list[tuple[str, str, tuple[str, ...], int | None]] = []
-    own_registry = native and registry_url == SETTINGS["schema_registry_url"].default(settings)
-    if own_registry:
+    wanted: list[ProcessSpec] = []
+    if native and registry_url == SETTINGS["schema_registry_url"].default(settings):
         port = settings.port(PORT_REGISTRY)
-        argv = ("schemas.registry", "--port", str(port), "--state-dir", str(settings.home_path / "registry"))
-        wanted.append(("registry", "all", argv, port))
-    wanted += [("sink", p.name, ("sinks", p.name), None) for p in pipelines]
-    wanted += [("processor", p.name, ("streams", p.name), None) for p in pipelines if p.processors]
-    wanted.append(("connector", "gateway", ("connectors", "gateway"), _port_of(settings.gateway_url)))
-    wanted.append(("connector", "mqtt", ("connectors", "mqtt"), None))
-    if any(t.tick_ms is not None for p in pipelines for t in p.topics):
-        wanted.append(("connector", "ticks", ("connectors", "ticks"), None))
-    wanted.append(("api", "all", ("api",), _port_of(settings.api_url)))
-    return tuple(
+        arguments = ("--port", str(port), "--state-dir", str(settings.home_path / "registry"))
+        ready_url = f"{registry_url}/subjects"
+        wanted.append(ProcessSpec("registry", "all", "schemas.registry", arguments, port, ready_url))
+    for role, module in (("sink", "sinks"), ("processor", "streams")):
+        for p in pipelines:
+            if p.processors or role == "sink":
+                imports = (f"{module}.runtime", f"{module}.{p.name}")
+                wanted.append(ProcessSpec(role, p.name, module, (p.name,), imports=imports))
+    http = ("infra.web", "connectors.gateway", *(f"connectors.{p.name}.http" for p in pipelines))
+    wanted.append(
         ProcessSpec(
-            role=role,
-            pipeline=pipeline,
-            argv=(sys.executable, "-m", *argv),
-            port=settings.port(PORT_METRICS_FIRST) + index if port is None else port,
-            ready_url=f"{registry_url}/subjects" if role == "registry" else None,
+            "connector", "gateway", "connectors", ("gateway",), _port_of(settings.gateway_url), imports=http
         )
-        for index, (role, pipeline, argv, port) in enumerate(wanted)
     )
+    mqtt = ("connectors.fleet.mqtt",)
+    wanted.append(ProcessSpec("connector", "mqtt", "connectors", ("mqtt",), imports=mqtt))
+    if any(t.tick_ms is not None for p in pipelines for t in p.topics):
+        ticks = ("connectors.ticks",)
+        wanted.append(ProcessSpec("connector", "ticks", "connectors", ("ticks",), imports=ticks))
+    routes = ("api.app", *(f"api.{p.name}" for p in pipelines))
+    wanted.append(ProcessSpec("api", "all", "api", (), _port_of(settings.api_url), imports=routes))
+    first = settings.port(PORT_METRICS_FIRST)
+    return tuple(spec if spec.port else replace(spec, port=first + n) for n, spec in enumerate(wanted))
 
 
 def write_targets(settings: Settings, specs: Iterable[ProcessSpec]) -> None:
@@ -195,22 +208,28 @@ def read_report(home: Path) -> Report | None:
 
 
 def living(home: Path) -> dict[str, psutil.Process]:
-    """The processes of this state folder that are alive now, by name, from the process table.
+    """The processes of this state folder that are alive now, by name: who holds the lock of a name.
 
-    The mark in the environment is set at birth, so that a child whose supervisor was killed before it
-    could write the state file is found as well. Only session leaders count: what a child forks is not it.
+    A child takes it before anything else, so that one whose supervisor was killed before it could write the
+    state file is found as well. What a child forks itself does not hold it.
     """
     found: dict[str, psutil.Process] = {}
-    for process in psutil.process_iter():
-        try:
-            environ = process.environ()
-            if environ.get(HOME_MARK) != str(home) or PROCESS_MARK not in environ:
-                continue
-            if os.getsid(process.pid) == process.pid and _alive(process):
-                found[environ[PROCESS_MARK]] = process
-        except (psutil.Error, OSError):
+    for path in run_folder(home).glob(f"*{LOCK}"):
+        # Its own lock a supervisor must not even look at: closing the file would drop it.
+        if path == _lock_path(home):
             continue
+        process = _holder(path)
+        if process is not None:
+            found[path.name.removesuffix(LOCK)] = process
     return found
+
+
+def _holder(lock: Path) -> psutil.Process | None:
+    pid = lock_holder(lock)
+    try:
+        return psutil.Process(pid) if pid is not None else None
+    except psutil.NoSuchProcess:
+        return None
 
 
 def _alive(process: psutil.Process) -> bool:
@@ -228,14 +247,19 @@ def stop_all(processes: Mapping[str, psutil.Process], deadline_s: float = STOP_D
         for process in group:
             with _gone_is_fine():
                 process.terminate()
-        end = time.monotonic() + deadline_s
-        while any(_alive(p) for p in group) and time.monotonic() < end:
-            time.sleep(0.05)
+        _await_end(group, deadline_s)
         for process in group:
             if _alive(process):
                 log.warning("did not stop within %.0f s, killed: pid %d", deadline_s, process.pid)
                 with _gone_is_fine():
                     process.kill()
+        _await_end(group, deadline_s)
+
+
+def _await_end(processes: Sequence[psutil.Process], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while any(_alive(p) for p in processes) and time.monotonic() < end:
+        time.sleep(0.02)
 
 
 @contextmanager
@@ -264,20 +288,12 @@ def supervisor_lock(home: Path) -> Iterator[bool]:
 
 
 def supervisor_pid(home: Path) -> int | None:
-    """The pid of the living supervisor of a state folder, or None. Asks without taking the lock itself:
-    a supervisor that starts at this moment would take the question for another supervisor."""
-    try:
-        with _lock_path(home).open("rb") as handle:
-            asked = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-            answer = fcntl.fcntl(handle, fcntl.F_GETLK, asked)
-    except FileNotFoundError:
-        return None
-    kind, _, _, _, pid = struct.unpack("hhqqi", answer)
-    return None if kind == fcntl.F_UNLCK else int(pid)
+    """The pid of the living supervisor of a state folder, or None."""
+    return lock_holder(_lock_path(home))
 
 
-def _lock_path(home: Path) -> Path:
-    return run_folder(home) / "supervisor.lock"
+def _lock_path(home: Path, name: str = "supervisor") -> Path:
+    return run_folder(home) / f"{name}{LOCK}"
 
 
 @dataclass
@@ -287,29 +303,21 @@ class _Child:
     spec: ProcessSpec
     state: ProcessState
     process: psutil.Process | None = None
-    popen: subprocess.Popen[bytes] | None = None
     backoff_s: float = BACKOFF_FIRST_S
     next_start: float = 0.0
-
-    def exited(self) -> tuple[bool, int | None]:
-        """Whether it has ended, and its exit code where that can be known (not of an adopted child)."""
-        if self.popen is not None:
-            code = self.popen.poll()
-            return code is not None, code
-        return self.process is not None and not _alive(self.process), None
 
 
 @dataclass
 class Supervisor:
     """Starts the processes in order and keeps them alive until `request_stop`.
 
-    `prepare` is a command that must have succeeded before anything but the registry starts; it is tried
-    again until it does.
+    `prepare` must have run with success before anything but the registry starts; it is tried again until
+    it does.
     """
 
     home: Path
     specs: Sequence[ProcessSpec]
-    prepare: Sequence[str] = ()
+    prepare: ProcessSpec | None = None
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     health: Health | None = None
     deadline_s: float = STOP_DEADLINE_S
@@ -321,10 +329,14 @@ class Supervisor:
         self._retry = False
         self._written = ""
         self._children: dict[str, _Child] = {}
+        self._exits: dict[int, int] = {}
+        self._server: ForkServer | None = None
 
     def run(self) -> None:
         """Supervise until stopped, then stop every process in order. The caller holds the lock."""
         (self.home / "logs").mkdir(parents=True, exist_ok=True)
+        run_folder(self.home).mkdir(parents=True, exist_ok=True)
+        adopt_orphans()
         self._adopt()
         try:
             gates = [c for c in self._children.values() if c.spec.ready_url]
@@ -336,10 +348,11 @@ class Supervisor:
         finally:
             self._phase = "stopping"
             self._write()
+            if self._server is not None:
+                self._server.close()
             stop_all(living(self.home), self.deadline_s)
+            self._reap()
             for child in self._children.values():
-                if child.popen is not None:
-                    child.popen.wait()
                 self._enter(child, State.STOPPED, pid=None, started=None)
             self._phase = "stopped"
             self._write()
@@ -377,13 +390,14 @@ class Supervisor:
         self._retry, retry = False, self._retry
         for child in children:
             self._watch(child, retry=retry)
+        self._reap()
         self._write()
         time.sleep(POLL_S)
 
     def _watch(self, child: _Child, *, retry: bool) -> None:
         now = time.monotonic()
         if child.state.state is State.RUNNING:
-            ended, code = child.exited()
+            ended, code = self._exited(child.process)
             if not ended:
                 _rotate(self._log_path(child.spec.name))
                 return
@@ -398,10 +412,12 @@ class Supervisor:
                 lived_s,
                 f"not started again: {resting}" if resting else f"starts again in {child.backoff_s} s",
             )
-            child.popen = child.process = None
+            child.process = None
             child.next_start = now + child.backoff_s
             child.backoff_s = min(2 * child.backoff_s, BACKOFF_MOST_S)
             self._enter(child, resting or State.BACKOFF, pid=None, started=None, last_exit=code)
+        elif not child.spec.ready_url and not self._loaded():
+            return
         elif child.state.state is State.WAITING:
             self._start(child)
         elif retry or (child.state.state is State.BACKOFF and now >= child.next_start):
@@ -410,52 +426,74 @@ class Supervisor:
             self._start(child, restarts=child.state.restarts + 1)
 
     def _start(self, child: _Child, restarts: int = 0) -> None:
-        spec = child.spec
-        with self._log_path(spec.name).open("ab") as output:
-            popen = subprocess.Popen(
-                spec.argv,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                # Its own session: a Ctrl-C at the terminal is the CLI's to handle, not the children's.
-                start_new_session=True,
-                env={
-                    **self.environ,
-                    HOME_MARK: str(self.home),
-                    PROCESS_MARK: spec.name,
-                    "MILLRACE_METRICS_PORT": str(spec.port),
-                },
-            )
-        child.popen, child.process = popen, None
+        child.process = self._fork(child.spec)
         if restarts:
-            PROCESS_RESTARTS.labels(spec.name).inc()
-        try:
-            started = psutil.Process(popen.pid).create_time()
-        except psutil.NoSuchProcess:
-            started = time.time()
-        self._enter(child, State.RUNNING, pid=popen.pid, started=started, restarts=restarts)
+            PROCESS_RESTARTS.labels(child.spec.name).inc()
+        if child.process is None:
+            child.next_start = time.monotonic() + child.backoff_s
+            self._enter(child, State.BACKOFF, restarts=restarts)
+            return
+        pid, started = child.process.pid, child.process.create_time()
+        self._enter(child, State.RUNNING, pid=pid, started=started, restarts=restarts)
         self._write()
+
+    def _fork(self, spec: ProcessSpec) -> psutil.Process | None:
+        """A new process, or the one that already has the name; None where neither came to be."""
+        output, lock = self._log_path(spec.name), _lock_path(self.home, spec.name)
+        environ = {"MILLRACE_METRICS_PORT": str(spec.port)} if spec.port else {}
+        birth = Birth(spec.name, spec.module, spec.arguments, environ, str(output), str(lock))
+        try:
+            pid = self._fork_server().start(birth)
+            self._exits.pop(pid or 0, None)  # of a former process with this pid
+            return psutil.Process(pid) if pid is not None else _holder(lock)
+        except (OSError, psutil.NoSuchProcess) as error:
+            log.error("%s was not started: %s", spec.name, error)
+            return None
+
+    def _fork_server(self) -> ForkServer:
+        if self._server is None or not self._server.alive:
+            every = (self.prepare, *self.specs) if self.prepare else self.specs
+            modules = [name for spec in every for name in spec.imports]
+            with self._log_path("supervisor").open("ab") as output:
+                self._server = ForkServer(modules, self.environ, output)
+        return self._server
+
+    def _loaded(self) -> bool:
+        try:
+            return self._fork_server().loaded()
+        except OSError:
+            return False  # it was killed meanwhile: the next look starts another one
+
+    def _exited(self, process: psutil.Process | None) -> tuple[bool, int | None]:
+        """Whether it has ended, and its exit code where that can be known (not of an adopted child)."""
+        if process is not None and _alive(process):
+            return False, None
+        self._reap()
+        return True, self._exits.pop(process.pid, None) if process is not None else None
+
+    def _reap(self) -> None:
+        """Take the exit codes of children that have ended, and of what they have left behind themselves."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self._exits[pid] = os.waitstatus_to_exitcode(status)
 
     def _run_prepare(self, gates: Sequence[_Child]) -> None:
         """Run `prepare` until it succeeds, watching the registry meanwhile."""
         phase = "preparing"
         while self.prepare and not self._stopping:
-            with self._log_path("prepare").open("ab") as output:
-                popen = subprocess.Popen(
-                    self.prepare,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    env=self.environ,
-                )
-            while not self._stopping and popen.poll() is None:
+            process = self._fork(self.prepare)
+            ended, code = self._exited(process)
+            while not self._stopping and not ended:
                 self._round(gates, phase)
-            if self._stopping:
-                popen.terminate()
-            if popen.wait() == 0:
+                ended, code = self._exited(process)
+            if code == 0 or self._stopping:
                 return
-            log.error("prepare failed, exit code %d; see logs/prepare.log", popen.returncode)
+            log.error("prepare failed, exit code %s; see logs/prepare.log", code)
             phase = "preparing again: it failed, see logs/prepare.log"
             again = time.monotonic() + PREPARE_AGAIN_S
             while not self._stopping and time.monotonic() < again:
@@ -578,7 +616,7 @@ def main() -> int:
     supervisor = Supervisor(
         settings.home_path,
         wanted,
-        prepare=(sys.executable, "-m", "infra.prepare"),
+        prepare=PREPARE,
         health=health,
     )
     signal.signal(signal.SIGTERM, lambda *_: supervisor.request_stop())

@@ -15,9 +15,11 @@ import psutil
 import pytest
 
 from infra import supervisor
+from infra.forkserver import Birth, ForkServer, lock_holder
 from infra.settings import SETTINGS, Settings
 from infra.supervisor import ProcessState, State
 
+ROOT = Path(__file__).parents[2]
 SLEEPER = "import time; time.sleep(600)"
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 
@@ -28,12 +30,10 @@ DAEMON = textwrap.dedent("""
     from infra.supervisor import ProcessSpec, Supervisor
 
     home = Path(sys.argv[1])
-    programs = dict(p.split("=", 1) for p in sys.argv[3:])
     specs = [
-        ProcessSpec(role=n.split("-")[0], pipeline=n.split("-")[1], argv=(sys.executable, "-c", code), port=1)
-        for n, code in programs.items()
+        ProcessSpec(*name.split("-"), f"program_{name.replace('-', '_')}", port=1) for name in sys.argv[3:]
     ]
-    prepare = (sys.executable, "-c", sys.argv[2]) if sys.argv[2] else ()
+    prepare = ProcessSpec("prepare", "", sys.argv[2]) if sys.argv[2] else None
     one = Supervisor(home, specs, prepare=prepare, deadline_s=1.0)
     signal.signal(signal.SIGTERM, lambda *_: one.request_stop())
     signal.signal(signal.SIGHUP, lambda *_: one.retry())
@@ -52,8 +52,15 @@ class Daemon:
         self.started: list[subprocess.Popen[bytes]] = []
 
     def start(self, prepare: str = "", **programs: str) -> subprocess.Popen[bytes]:
-        argv = [f"{name.replace('_', '-')}={code}" for name, code in programs.items()]
-        popen = subprocess.Popen([sys.executable, "-c", DAEMON, str(self.home), prepare, *argv])
+        folder = self.home / "programs"
+        folder.mkdir(exist_ok=True)
+        for name, code in (programs | {"prepare": prepare}).items():
+            (folder / f"program_{name}.py").write_text(code)
+        names = [name.replace("_", "-") for name in programs]
+        popen = subprocess.Popen(
+            [sys.executable, "-c", DAEMON, str(self.home), "program_prepare" if prepare else "", *names],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])},
+        )
         self.started.append(popen)
         return popen
 
@@ -127,6 +134,62 @@ def test_a_killed_supervisor_loses_and_doubles_nothing(daemon: Daemon) -> None:
     daemon.until(lambda p: p["sink-fraud"].pid not in (None, adopted))
 
 
+def test_a_killed_fork_server_takes_nobody_with_it(daemon: Daemon) -> None:
+    """kill -9 of the fork server: its children live on, and the next start comes from a new one."""
+    one = daemon.start(sink_fraud=SLEEPER, api_all=SLEEPER)
+    before = daemon.until(running("sink-fraud", "api-all"))
+    children = psutil.Process(one.pid).children()
+    (server,) = [p for p in children if "infra.forkserver" in p.cmdline()]
+    assert {p.pid for p in children} == {server.pid, before["sink-fraud"].pid, before["api-all"].pid}
+    server.kill()
+    dead = before["sink-fraud"].pid
+    assert dead
+    os.kill(dead, signal.SIGKILL)
+    after = daemon.until(lambda p: p["sink-fraud"].restarts == 1 and p["sink-fraud"].state is State.RUNNING)
+    assert after["api-all"] == before["api-all"]
+    assert after["sink-fraud"].last_exit == -signal.SIGKILL
+    titles = {" ".join(p.cmdline()).strip() for p in psutil.Process(one.pid).children() if p != server}
+    assert titles > {"millrace api-all", "millrace sink-fraud"}
+
+
+def test_a_name_is_given_once(tmp_path: Path) -> None:
+    """A second process of a name is not born while the first lives, whoever asks; what cannot be imported
+    says so in its own log."""
+    (tmp_path / "forever.py").write_text(SLEEPER)
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+
+    def birth(name: str, module: str) -> Birth:
+        return Birth(name, module, (), {}, str(tmp_path / f"{name}.log"), str(tmp_path / f"{name}.lock"))
+
+    with (tmp_path / "server.log").open("wb") as output:
+        first, second = (ForkServer(["nowhere"], environ, output) for _ in range(2))
+    try:
+        pid = first.start(birth("one", "forever"))
+        assert pid is not None
+        assert lock_holder(tmp_path / "one.lock") == pid
+        assert second.start(birth("one", "forever")) is None
+        other = second.start(birth("two", "nowhere"))
+        assert other is not None
+        wait(lambda: "No module named nowhere" in (tmp_path / "two.log").read_text())
+        assert first.loaded()
+        assert "nowhere cannot be imported" in (tmp_path / "server.log").read_text()
+        os.kill(pid, signal.SIGKILL)
+        wait(lambda: lock_holder(tmp_path / "one.lock") is None)
+        again = second.start(birth("one", "forever"))
+        assert again is not None
+        os.kill(again, signal.SIGKILL)
+    finally:
+        first.close()
+        second.close()
+
+
+def wait(holds: Callable[[], bool], deadline_s: float = 15) -> None:
+    end = time.monotonic() + deadline_s
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def test_only_one_supervisor_at_a_time(daemon: Daemon) -> None:
     """A second supervisor of the same state folder leaves at once and touches nothing."""
     first = daemon.start(sink_fraud=SLEEPER)
@@ -181,7 +244,7 @@ def test_stop_ends_every_process_those_that_write_first(daemon: Daemon, tmp_path
 
 
 def test_stop_also_ends_what_a_killed_supervisor_left(daemon: Daemon, tmp_path: Path) -> None:
-    """Without a supervisor, `stop` finds the processes by their mark and ends them."""
+    """Without a supervisor, `stop` finds the processes by their locks and ends them."""
     first = daemon.start(sink_fraud=SLEEPER)
     daemon.until(running("sink-fraud"))
     first.kill()
