@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 
 import psycopg
 
@@ -68,7 +68,9 @@ class Compactor:
 
     def ask(self, at: TopicPartition) -> None:
         """Begin a snapshot of a partition."""
-        if self._process is None or self._process.poll() is not None:
+        if self._process is not None and self._process.poll() is not None:
+            self.close()
+        if self._process is None:
             self._process = subprocess.Popen(
                 self._command, env=dict(self._environ), stdin=subprocess.PIPE, stdout=subprocess.PIPE
             )
@@ -103,14 +105,16 @@ class Compactor:
         """End the process, after the snapshot that is under way."""
         if self._process is None:
             return
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
+        process, self._process = self._process, None
+        for pipe in (process.stdin, process.stdout):
+            with suppress(BrokenPipeError):  # what was asked of a dead one
+                if pipe is not None:
+                    pipe.close()
         try:
-            self._process.wait(END_SECONDS)
+            process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            process.kill()
+            process.wait()
 
 
 def serve(settings: Settings, processor: str, new_state: Callable[[], State]) -> None:
