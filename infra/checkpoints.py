@@ -8,7 +8,7 @@ one transaction.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -265,6 +265,43 @@ class Checkpoints:
         )
         rows = ((at, next_offset, n, chunk) for n, chunk in enumerate(chunks))
         self._insert(cursor, rows, is_snapshot=True)
+
+    def compact(
+        self, connection: Connection, at: TopicPartition, rewritten: Callable[[Iterator[bytes]], list[bytes]]
+    ) -> int | None:
+        """Replace a partition's chunks by fewer that load to the same state; returns their bytes.
+
+        Beside the owner, who may go on adding deltas. None, and nothing is changed, where there are none or
+        the partition was taken over (or swapped) meanwhile: another state may be in force by then.
+        """
+        one = (self.consumer, at.topic, at.partition)
+        with connection.transaction():
+            # One moment for all: epoch, chunks, and the offset that they reach.
+            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            row = connection.execute(
+                "SELECT epoch, (SELECT max(next_offset) FROM state_chunks s WHERE s.consumer = c.consumer"
+                "  AND s.topic = c.topic AND s.partition = c.partition)"
+                " FROM checkpoints c WHERE consumer = %s AND topic = %s AND partition = %s",
+                one,
+            ).fetchone()
+            if row is None or row[1] is None:
+                return None
+            epoch, reached = (int(str(value)) for value in row)
+            chunks = rewritten(self.read_state(connection, at))
+        try:
+            with connection.transaction(), connection.cursor() as cursor:
+                cursor.execute(
+                    "DELETE FROM state_chunks WHERE consumer = %s AND topic = %s AND partition = %s"
+                    " AND next_offset <= %s",
+                    (*one, reached),
+                )
+                rows = ((at, reached, n, chunk) for n, chunk in enumerate(chunks))
+                self._insert(cursor, rows, is_snapshot=True)
+                # Last, as the owner's next checkpoint waits for this row: no longer than our commit takes.
+                self.lock(cursor, {at: epoch})
+        except Fenced:
+            return None
+        return sum(map(len, chunks))
 
     def _insert(
         self,

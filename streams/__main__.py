@@ -6,12 +6,14 @@ import asyncio
 import importlib
 import signal
 import sys
+from functools import partial
 
 from infra import process
 from infra.settings import Settings
 from infra.telemetry.health import Health
 from infra.watchdog import Watchdog
 from schemas.pipelines import PIPELINES
+from streams.compaction import command
 from streams.runtime import Worker
 
 
@@ -23,7 +25,9 @@ def main(settings: Settings, health: Health) -> None:
         ending = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, ending.set)
-        worker = Worker(settings, pipeline, logics, health, settings.text("instance"))
+        worker = Worker(
+            settings, pipeline, logics, health, settings.text("instance"), partial(command, pipeline.name)
+        )
         watched = Watchdog(settings.kafka_bootstrap_servers, worker.progresses, settings.number("watchdog_s"))
         await worker.run(ending)
         watched.close()

@@ -40,6 +40,7 @@ from infra.telemetry.metrics import (
     RECORDS_PRODUCED,
 )
 from schemas.declare import Pipeline, Processor, Topic
+from streams.compaction import CompactionFailed, Compactor
 from streams.decide import (
     ColumnRecords,
     Event,
@@ -136,6 +137,10 @@ class Runner:
     limit: DeadLetterLimit = field(default_factory=lambda: DeadLetterLimit("", NEVER_PCT))
     held_back: frozenset[str] = frozenset()
     """Outputs that are decided but not produced, by declared name: those of a replay that no table needs."""
+    compactor: Compactor | None = None
+    """Makes snapshots; without it the runner does, which holds up its records meanwhile."""
+    _compacting: tuple[TopicPartition, int, int] | None = None
+    """Partition, epoch and bytes of deltas of the snapshot that was asked for last."""
     _owned: dict[TopicPartition, _Owned] = field(default_factory=dict)
     _loaded: dict[tuple[str, int], Any] = field(default_factory=dict)
     _connection: Connection | None = None
@@ -352,12 +357,16 @@ class Runner:
             for at, owned in moved.items():
                 self._settle(owned, owned.applied)
                 self.progress.moved(at, owned.applied, owned.append_ms)
+            if self.compactor is not None:
+                self._compact()
             CHECKPOINT_SECONDS.labels(self.processor.name, self.processor.sources[0].name).observe(
                 time.monotonic() - started
             )
             return {at: o.committed for at, o in moved.items()}
 
     def close(self) -> None:
+        if self.compactor is not None:
+            self.compactor.close()
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -382,12 +391,34 @@ class Runner:
             owned.attempted = (owned.applied, len(owned.unsaved))
         # One at a time: partitions grow alike, and all their snapshots together would hold up every record.
         due = max(moved, key=lambda at: moved[at].overdue_bytes, default=None)
-        if due is not None and (owned := moved[due]).overdue_bytes > 0:
+        if due is not None and (owned := moved[due]).overdue_bytes > 0 and self.compactor is None:
             chunks = list(owned.state.snapshot())
             self.checkpoints.write_snapshot(cursor, due, owned.applied, chunks)
             owned.snapshot_bytes, owned.delta_bytes = sum(map(len, chunks)), 0
             changes.pop(due, None)
         self.checkpoints.write_deltas(cursor, changes)
+
+    def _compact(self) -> None:
+        """Have a snapshot made of the partition whose deltas have outgrown its last one the most."""
+        assert self.compactor is not None
+        try:
+            size = self.compactor.answer()
+        except CompactionFailed as failed:
+            log.warning("no snapshot", extra={"consumer": self.processor.name, "reason": str(failed)})
+            size = None
+        if size is not None and self._compacting is not None:
+            at, epoch, delta_bytes = self._compacting
+            owned = self._owned.get(at)
+            if owned is not None and owned.epoch == epoch:
+                owned.snapshot_bytes = size
+                owned.delta_bytes -= delta_bytes
+        if not self._owned or not self.compactor.free:
+            return
+        due = max(self._owned, key=lambda at: self._owned[at].overdue_bytes)
+        owned = self._owned[due]
+        if owned.overdue_bytes > 0:
+            self._compacting = (due, owned.epoch, owned.delta_bytes)
+            self.compactor.ask(due)
 
     # Answers
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,6 +27,7 @@ from infra.settings import Settings
 from infra.telemetry.health import Health
 from infra.telemetry.metrics import TRANSIENT_ERRORS
 from schemas.declare import Pipeline
+from streams.compaction import Compactor
 from streams.decide import LogicFactory
 from streams.runner import Prepared, Runner, Transient
 
@@ -189,7 +190,9 @@ class Worker:
         logics: dict[str, LogicFactory],
         health: Health,
         instance: str = "0",
+        compaction: Callable[[str], Sequence[str]] | None = None,
     ) -> None:
+        """`compaction`: the command that makes a processor's snapshots (see `streams.compaction`)."""
         self._health = health
         data = settings.home_path / "faust" / f"{pipeline.name}-{instance}"
         data.mkdir(parents=True, exist_ok=True)  # Faust makes the last folder only
@@ -212,6 +215,9 @@ class Worker:
                     lambda: settings.database_url,
                     Progress(processor.name, [t.name for t in processor.sources], health),
                     DeadLetterLimit(processor.name, settings.number("dead_letter_limit_pct")),
+                    compactor=Compactor(compaction(processor.name), settings.environ)
+                    if compaction is not None and processor.stateful
+                    else None,
                 ),
                 self._app,
                 f"{processor.name}-{instance}",

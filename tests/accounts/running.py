@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -70,7 +70,11 @@ def sinking(
 
 @contextmanager
 def processing(
-    settings: Settings, pipeline: Pipeline, logics: dict[str, LogicFactory], instance: str = "0"
+    settings: Settings,
+    pipeline: Pipeline,
+    logics: dict[str, LogicFactory],
+    instance: str = "0",
+    compaction: Callable[[str], Sequence[str]] | None = None,
 ) -> Iterator[list[BaseException]]:
     """A pipeline's processors; yields the list that receives the error they end with, if any."""
     handle: dict[str, Any] = {}
@@ -78,7 +82,7 @@ def processing(
 
     async def run() -> None:
         handle["ending"], handle["loop"] = asyncio.Event(), asyncio.get_running_loop()
-        worker = Worker(settings, pipeline, logics, Health(), instance)
+        worker = Worker(settings, pipeline, logics, Health(), instance, compaction)
         ready.set()
         await worker.run(handle["ending"])
 
@@ -99,11 +103,14 @@ def running_sink(settings: Settings, accounts: Accounts) -> Iterator[list[BaseEx
 
 @contextmanager
 def running_processor(
-    settings: Settings, accounts: Accounts, instance: str = "0"
+    settings: Settings,
+    accounts: Accounts,
+    instance: str = "0",
+    compaction: Callable[[str], Sequence[str]] | None = None,
 ) -> Iterator[list[BaseException]]:
     """The example pipeline's processor."""
     logics: dict[str, LogicFactory] = {accounts.processor.name: accounts.logic}
-    with processing(settings, accounts.pipeline, logics, instance) as errors:
+    with processing(settings, accounts.pipeline, logics, instance, compaction) as errors:
         yield errors
 
 

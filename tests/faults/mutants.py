@@ -126,6 +126,20 @@ MUTANTS = (
         "tests/streams/test_runtime.py::test_every_record_is_answered_once_and_state_survives_a_restart",
     ),
     Mutant(
+        "a snapshot beside its owner, of its own state alone",
+        "infra/checkpoints.py",
+        "                self.lock(cursor, {at: epoch})\n",
+        "",
+        "tests/streams/test_compaction.py::test_a_partition_that_was_taken_over_is_left_alone",
+    ),
+    Mutant(
+        "deltas that came while a snapshot was made",
+        "infra/checkpoints.py",
+        '                    " AND next_offset <= %s",\n                    (*one, reached),\n',
+        "                    one,\n",
+        "tests/streams/test_compaction.py::test_deltas_that_come_meanwhile_stay",
+    ),
+    Mutant(
         "version written down before it is used",
         "streams/runner.py",
         "            versions.activate(connection, self.checkpoints, at, owned.epoch, begin, new)",

@@ -87,7 +87,8 @@ def main(settings: Settings, health: Health) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, ending.set)
         logics = {accounts.processor.name: accounts.logic}
-        await Worker(settings, accounts.pipeline, logics, health, instance).run(ending)
+        compaction = lambda _: [sys.executable, "-m", "tests.accounts.compaction", sys.argv[2]]  # noqa: E731
+        await Worker(settings, accounts.pipeline, logics, health, instance, compaction).run(ending)
 
     asyncio.run(run())
 

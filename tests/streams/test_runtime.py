@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 from typing import Any
 
@@ -107,6 +108,41 @@ def test_every_record_is_answered_once_and_state_survives_a_restart(
     assert {a: e["balance_minor"] for a, e in last.items()} == {
         f"a{k}": 100 * len([n for n in range(800) if n % 7 == k]) for k in range(7)
     }
+
+
+def test_snapshots_are_made_beside_it(
+    database: Settings, codec: Codec, accounts: Accounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it decides, its deltas become snapshots; who takes over from them goes on the same."""
+    monkeypatch.setattr("streams.runner.SNAPSHOT_FLOOR_BYTES", 1)
+    name = accounts.pipeline.name
+    sent = 0
+    for _ in range(2):
+        before = snapshots(database, accounts)
+        with running(
+            *(database, accounts),
+            compaction=lambda _: [sys.executable, "-m", "tests.accounts.compaction", name],
+        ) as errors:
+            until = time.monotonic() + 40
+            while snapshots(database, accounts) == before:
+                assert time.monotonic() < until, "no snapshot was made"
+                send(database, codec, accounts, [deposit(n, f"a{n % 7}") for n in range(sent, sent + 70)])
+                sent += 70
+                time.sleep(0.3)
+            wait_for(database, accounts, sent, errors)
+        assert errors == []
+    found = sorted(outputs(database, codec, accounts), key=lambda e: e["version"])
+    assert {e["account"]: e["balance_minor"] for e in found} == {f"a{k}": 100 * sent // 7 for k in range(7)}
+
+
+def snapshots(settings: Settings, accounts: Accounts) -> list[tuple[object, ...]]:
+    """Partition and offset of each snapshot."""
+    with connect(settings.database_url) as connection:
+        return connection.execute(
+            "SELECT DISTINCT partition, next_offset FROM state_chunks WHERE consumer = %s AND is_snapshot"
+            " ORDER BY 1",
+            (accounts.processor.name,),
+        ).fetchall()
 
 
 def test_a_duplicate_counts_once_and_gets_the_stored_answer(
