@@ -79,7 +79,7 @@ class Birth:
 class ForkServer:
     """The server as its supervisor sees it. `modules` are imported before it says that it is `loaded`."""
 
-    def __init__(self, modules: Sequence[str], environ: Mapping[str, str], output: IO[bytes]) -> None:
+    def __init__(self, modules: Sequence[str], environ: Mapping[str, str], output: IO[bytes] | int) -> None:
         self._process = subprocess.Popen(
             (sys.executable, "-m", "infra.forkserver", *modules),
             stdin=subprocess.PIPE,

@@ -6,10 +6,10 @@ folded here once more from the recorded log, with nothing of the runtime: that i
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -27,6 +27,7 @@ from psycopg import sql
 from infra import exit_codes
 from infra.broker import TopicSpec, admin, ensure_topics
 from infra.codec import Codec, Undecodable
+from infra.forkserver import Birth, ForkServer, adopt_orphans
 from infra.postgres import connect
 from infra.settings import Settings
 from infra.topic_log import LogUnreadable, ends, partitions, read, starts
@@ -53,6 +54,32 @@ LETTER = {
 }
 
 
+IMPORTS = (
+    "tests.faults.worker",
+    "streams.fraud",
+    "sinks.fraud",
+    "connectors.gateway",
+    "connectors.fraud.http",
+)
+_ONE_BY_ONE = threading.Lock()
+
+
+@functools.cache
+def _fork_server() -> ForkServer:
+    adopt_orphans()
+    server = ForkServer(IMPORTS, dict(os.environ), 2)
+    until(server.loaded, 60, "the fork server is loaded")
+    return server
+
+
+def fork(birth: Birth) -> int:
+    """A process of ours as in production, the child of this one; returns its pid."""
+    with _ONE_BY_ONE:
+        pid = _fork_server().start(birth)
+    assert pid is not None, f"{birth.name} is there already"
+    return pid
+
+
 class Process:
     """A process of ours that is started again when it dies, as the supervisor would, unless it must rest.
 
@@ -60,20 +87,16 @@ class Process:
     """
 
     def __init__(
-        self, command: Sequence[str], environ: dict[str, str], log: Path, places: Sequence[str] = ()
+        self, module: Sequence[str], environ: dict[str, str], log: Path, places: Sequence[str] = ()
     ) -> None:
-        self.command, self.environ, self.log = list(command), environ, log
+        self.module, self.environ, self.log = list(module), environ, log
         self._places = list(places)
         self.starts = 0
         self.exits: list[int] = []
         self._ending = False
-        self._popen = self._start()
+        self.pid = self._start()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
-
-    @property
-    def pid(self) -> int:
-        return self._popen.pid
 
     @property
     def resting(self) -> bool:
@@ -89,29 +112,30 @@ class Process:
         self._ending = True
         self.kill(signal.SIGCONT)
         self.kill(signal.SIGTERM)
-        try:
-            return self._popen.wait(30)
-        except subprocess.TimeoutExpired:
+        self._thread.join(30)
+        if self._thread.is_alive():
             self.kill()
-            self._popen.wait()
+            self._thread.join()
             return None
-        finally:
-            self._thread.join(30)
+        return self.exits[-1]
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> int:
         self.starts += 1
         environ = self.environ | ({"DIE_AT": self._places.pop(0)} if self._places else {})
-        with self.log.open("ab") as out:
-            return subprocess.Popen(self.command, env=environ, stdout=out, stderr=out)
+        module, *arguments = self.module
+        # A name for each: here even twins are wanted, whom the broker and the table have to tell apart.
+        name = f"{self.log.stem}-{id(self)}-{self.starts}"
+        lock = self.log.with_name(f"{name}.lock")
+        return fork(Birth(name, module, arguments, environ, str(self.log), str(lock)))
 
     def _watch(self) -> None:
         while True:
-            code = self._popen.wait()
+            code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
             self.exits.append(code)
             if self._ending or code in RESTING:
                 return
             time.sleep(0.2)
-            self._popen = self._start()
+            self.pid = self._start()
             if self._ending:
                 self.kill(signal.SIGTERM)
 
@@ -258,7 +282,7 @@ class Rig:
         """Start the pipeline's processor or sink. `places`: see `tests.faults.worker`."""
         name = self.accounts.processor.name.removesuffix("-accounting")
         process = Process(
-            [sys.executable, "-m", "tests.faults.worker", role, name],
+            ["tests.faults.worker", role, name],
             {**self.settings.environ, "MILLRACE_INSTANCE": instance, **environ},
             self.folder / f"{name}-{role}-{instance}.log",
             places,

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import random
-import sys
 import threading
 import time
 from collections import Counter
@@ -116,7 +115,7 @@ def test_hundreds_of_kills(faulty: Services, tmp_path: Path, seed: int) -> None:
         for role, n in product(("streams", "sinks"), range(MEMBERS)):
             environ = {**settings.environ, "MILLRACE_INSTANCE": str(n)}
             log = tmp_path / f"{role}-{n}.log"
-            processes.append(Process([sys.executable, "-m", role, "fraud"], environ, log))
+            processes.append(Process([role, "fraud"], environ, log))
             stack.callback(processes[-1].end)
         sender = Sender(settings, faulty.codec, seed, seconds)
         began = time.monotonic()

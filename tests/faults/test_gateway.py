@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import random
 import signal
-import sys
 import threading
 import time
 from collections import Counter
@@ -96,7 +95,7 @@ def fraud(settings: Settings, folder: Path) -> Iterator[Process]:
     }
     running = {
         role: Process(
-            [sys.executable, "-m", *command],
+            command,
             dict(settings.environ),
             folder / f"{role}.log",
             PLACES if role == "gateway" else (),
