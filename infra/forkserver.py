@@ -207,8 +207,9 @@ def _become(birth: Birth, tell: int) -> NoReturn:
     os.close(nothing)
     _write(tell, {"pid": os.getpid()})
     os.close(tell)
-    os.environ.update(birth.environ)
+    # First the title: it finds its place by an environment that nobody has changed yet.
     setproctitle.setproctitle(f"millrace {birth.name}")
+    os.environ.update(birth.environ)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.getLogger().handlers.clear()
     sys.argv = [birth.module, *birth.arguments]
