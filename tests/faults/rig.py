@@ -10,7 +10,6 @@ import functools
 import os
 import random
 import signal
-import sys
 import threading
 import time
 from collections import defaultdict
