@@ -41,6 +41,7 @@ def _full(faulty: Services, name: str) -> None:
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(400)  # a schedule may start the broker six times
 def test_a_random_mix(faulty: Services, tmp_path: Path, seed: int) -> None:
     """Kills, pauses, outages and full disks in an order and at moments of the seed: everything holds."""
     rng = random.Random(seed)
