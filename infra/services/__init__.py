@@ -62,7 +62,7 @@ class Services(Protocol):
 def choose(settings: Settings) -> Services:
     """The way that MILLRACE_SERVICES names; with `auto`, Docker where its daemon answers, else native.
 
-    An instance that holds native data stays native, also when a daemon appears later. A secured one is native.
+    An instance that holds native data, or is secured, stays native, also when a daemon appears later.
     """
     from infra.services.docker import DockerServices, daemon_answers
     from infra.services.native import NativeServices

@@ -24,6 +24,7 @@ from infra.settings import (
 
 HERE = Path(__file__).parent
 
+SCRAM = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
 REAUTHENTICATE_MS = 10 * 60_000
 """How long a connection outlives the password that it was opened with."""
 
@@ -201,6 +202,7 @@ advertised.listeners=CLIENT://127.0.0.1:{client},INTERNAL://127.0.0.1:{internal}
 listener.security.protocol.map=CLIENT:SASL_SSL,INTERNAL:SSL,CONTROLLER:SSL
 inter.broker.listener.name=INTERNAL
 sasl.enabled.mechanisms=SCRAM-SHA-512
+listener.name.client.scram-sha-512.sasl.jaas.config={SCRAM}
 connections.max.reauth.ms={REAUTHENTICATE_MS}
 ssl.enabled.protocols=TLSv1.3
 ssl.keystore.type=PEM

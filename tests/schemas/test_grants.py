@@ -28,7 +28,7 @@ def of(principal: str, operation: Operation, resource: Resource = Resource.TOPIC
     }
 
 
-@pytest.mark.parametrize("pipeline", PIPELINES, ids=lambda p: p.name)
+@pytest.mark.parametrize("pipeline", list(PIPELINES), ids=lambda p: p.name)
 def test_a_pipelines_processes_reach_their_own_topics_alone(pipeline: Pipeline) -> None:
     """Processors read sources and write outputs, sinks read results and letters; nothing of other domains."""
     deciding, storing = f"processor-{pipeline.name}", f"sink-{pipeline.name}"
@@ -69,7 +69,7 @@ def test_only_prepare_makes_topics_and_nobody_deletes_a_declared_one() -> None:
     assert preparing == {Operation.CREATE, Operation.DESCRIBE}
 
 
-@pytest.mark.parametrize("pipeline", PIPELINES, ids=lambda p: p.name)
+@pytest.mark.parametrize("pipeline", list(PIPELINES), ids=lambda p: p.name)
 def test_the_operator_has_a_replays_own_topics_to_itself(pipeline: Pipeline) -> None:
     """Whatever topics a run makes, the operator makes, fills, reads and deletes; nobody else sees them."""
     for topic in own_topics(replayed(pipeline, 17)):
