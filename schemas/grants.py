@@ -96,8 +96,9 @@ def _grants(pipelines: Pipelines) -> Iterator[Grant]:
     yield from _topics(GATEWAY, (Operation.WRITE,), (t for p in pipelines for t in p.inputs))
     yield from _topics(MQTT, (Operation.WRITE,), (t for t in declared if t.name in BRIDGED))
     yield from _topics(TICKS, (Operation.WRITE,), (t for t in declared if t.tick_ms is not None))
-    # How far everything is.
-    yield from _topics(API, (Operation.DESCRIBE,), (*declared, *letters))
+    # How far everything is, and events as they are appended.
+    yield from _topics(API, (Operation.READ,), (*declared, *letters))
+    yield Grant(API, Operation.DESCRIBE, Resource.GROUP, LOG_READER)
     # Verifying, tracing and replaying read everything; a redrive writes to where the letter came from, an
     # ingest to inputs.
     yield from _topics(OPERATOR, (Operation.READ,), (*declared, *letters))

@@ -55,6 +55,15 @@ def test_connectors_write_inputs_and_read_nothing() -> None:
     assert {g.operation for g in TABLE if g.principal in writing} == {Operation.WRITE}
 
 
+def test_the_api_reads_and_writes_nothing() -> None:
+    """The API is shown every declared topic and changes none; it joins no group."""
+    assert of(grants.API, Operation.READ) == {t.name for t in EVERY}
+    assert {g.operation for g in TABLE if g.principal == grants.API and g.resource is Resource.TOPIC} == {
+        Operation.READ
+    }
+    assert not of(grants.API, Operation.READ, Resource.GROUP)
+
+
 def test_only_prepare_makes_topics_and_nobody_deletes_a_declared_one() -> None:
     """Declared topics are made by `prepare`, which neither reads nor writes; nobody deletes them."""
     for topic in EVERY:
