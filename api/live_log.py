@@ -178,7 +178,7 @@ class Listener:
         self._next[at] = next_offset
 
     def drop(self, kind: str, reason: str) -> None:
-        """End it: what was queued is still handed out, then `reason`. From any thread; the first one counts."""
+        """End it: what was queued is handed out, then `reason`. From any thread; the first reason counts."""
         if self._reason is None:
             self._reason = reason
             STREAM_DROPPED.labels(kind).inc()
@@ -340,7 +340,7 @@ class LiveLog:
             return
         if offset < self._positions[at]:
             return
-        # Whatever becomes of the record: who comes now begins behind it, who was dropped for it comes back to it.
+        # Whatever becomes of it: who comes now begins behind, who was dropped for it comes back to it.
         self._positions[at] = offset + 1
         try:
             record = self._decoded(at, message)
@@ -483,4 +483,3 @@ def _passes(error: KafkaError) -> bool:
         KafkaError.NOT_LEADER_FOR_PARTITION,
         KafkaError.LEADER_NOT_AVAILABLE,
     )
-

@@ -7,6 +7,7 @@ Both say where they stand, in every partition, with each event. Who comes back w
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -36,7 +37,7 @@ SEND_SECONDS = 10.0
 """A connection that takes nothing for so long is ended."""
 WATCH_SECONDS = 0.5
 COMMAND_BYTES = 16_384
-LARGEST_OFFSET = 2**63 - 1
+OFFSET = re.compile(r"[0-9]{1,18}")
 
 OBJECT_FIELDS: Mapping[str, tuple[str, str]] = {
     "fraud": ("merchant", "merchant_id"),
@@ -44,7 +45,7 @@ OBJECT_FIELDS: Mapping[str, tuple[str, str]] = {
     "fleet": ("fleet", "fleet_id"),
     "imaging": ("patient", "patient_id"),
 }
-"""By domain: the kind of object that its events belong to, and the field that names it, where they have it."""
+"""By domain: the kind of object that events belong to, and the field that names it, where they have it."""
 
 OPERATORS = "ops:read"
 
@@ -60,6 +61,7 @@ class Asker(Protocol):
     def sees(self, kind: str) -> frozenset[str] | None: ...
 
 
+Wants = Callable[[LiveRecord], bool]
 Authorise = Callable[[HTTPConnection, str], Awaitable[Asker]]
 
 
@@ -107,7 +109,7 @@ class Wish:
         """Raises `Problem` 422 naming what cannot be listened to."""
         wanted = list(dict.fromkeys(topics))
         if not wanted:
-            raise _wrong("topic", f"name at least one topic, as card-decisions; there are: {', '.join(SHOWN)}")
+            raise _wrong("topic", f"name a topic, as card-decisions; there are: {', '.join(SHOWN)}")
         for name in wanted:
             if name not in SHOWN:
                 raise _wrong("topic", f"there is no topic {name[:80]!r}; there are: {', '.join(SHOWN)}")
@@ -115,9 +117,8 @@ class Wish:
         for field in where:
             for topic in found:
                 if field not in topic.fields:
-                    raise _wrong(
-                        "where", f"{topic.name} has no field {field[:80]!r}; its fields: {', '.join(topic.fields)}"
-                    )
+                    known = ", ".join(topic.fields)
+                    raise _wrong("where", f"{topic.name} has no field {field[:80]!r}; its fields: {known}")
         return cls(found, where, parse_position(after, found) if after else None)
 
     def __contains__(self, record: LiveRecord) -> bool:
@@ -125,11 +126,12 @@ class Wish:
 
 
 def position_text(positions: Positions) -> str:
-    """Positions as one word: `card-decisions@17.0.3~truck-alerts@5`: by topic, each partition's next offset."""
+    """Positions as one word, `card-decisions@17.0.3~truck-alerts@5`: the next offsets by topic."""
     by_topic: dict[str, list[tuple[int, int]]] = {}
     for at, offset in positions.items():
         by_topic.setdefault(at.topic, []).append((at.partition, offset))
-    return "~".join(f"{name}@{'.'.join(str(o) for _, o in sorted(ps))}" for name, ps in sorted(by_topic.items()))
+    words = (f"{name}@{'.'.join(str(o) for _, o in sorted(ps))}" for name, ps in sorted(by_topic.items()))
+    return "~".join(words)
 
 
 def parse_position(text: str, topics: Sequence[Topic]) -> Positions:
@@ -142,18 +144,14 @@ def parse_position(text: str, topics: Sequence[Topic]) -> Positions:
         name, _, offsets = part.partition("@")
         topic = SHOWN[name].topic if name in SHOWN else None
         numbers = offsets.split(".")
-        if (
-            topic is None
-            or len(numbers) != topic.partitions
-            or not all(n.isascii() and n.isdigit() and len(n) < 20 and int(n) <= LARGEST_OFFSET for n in numbers)
-        ):
-            raise _wrong("after", "this is no id that an event came with; leave it out, or send the last one's")
+        if topic is None or len(numbers) != topic.partitions or not all(map(OFFSET.fullmatch, numbers)):
+            raise _wrong("after", "this is no id that an event came with; leave it out, or send the last one")
         if name in wanted:
             found |= {TopicPartition(name, n): int(offset) for n, offset in enumerate(numbers)}
     return found
 
 
-async def admitted(connection: HTTPConnection, wish: Wish) -> Callable[[LiveRecord], bool]:
+async def admitted(connection: HTTPConnection, wish: Wish) -> Wants:
     """Which events they may be shown. Raises `Problem` where a topic is not theirs to listen to."""
     tenant: str | None = None
     limits: dict[str, tuple[str, frozenset[str]]] = {}
@@ -263,9 +261,7 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self, request: Request, log: LiveLog, wish: Wish, wants: Callable[[LiveRecord], bool]
-    ) -> None:
+    def __init__(self, request: Request, log: LiveLog, wish: Wish, wants: Wants) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._request, self._log, self._wish, self._wants = request, log, wish, wants
@@ -308,15 +304,13 @@ class EventStream(Response):
 async def stream(websocket: WebSocket, topic: Topics = [], where: Where = [], after: After = None) -> None:  # noqa: B006
     """As `/v1/events`, and what is listened to can be changed: send
     `{"subscribe": {"topics": [...], "where": {...}, "after": "..."}}`; it replaces what was before."""
-    log: LiveLog | None = None
-    wish: Wish | None = None
-    wants: Callable[[LiveRecord], bool] = lambda _: False  # noqa: E731
+    first: tuple[Wish, Wants] | None = None
     try:
         _same_origin(websocket)
         log = _log_with_room(websocket)
         if topic:
             wish = Wish.of(topic, _conditions(where), after)
-            wants = await admitted(websocket, wish)
+            first = wish, await admitted(websocket, wish)
         else:
             await _admitted_somewhere(websocket)
     except Problem as problem:
@@ -324,7 +318,7 @@ async def stream(websocket: WebSocket, topic: Topics = [], where: Where = [], af
         return
     await websocket.accept()
     try:
-        await _Conversation(websocket, log).run(wish, wants)
+        await _Conversation(websocket, log).run(first)
     except (WebSocketDisconnect, TimeoutError):
         return
 
@@ -336,13 +330,13 @@ class _Conversation:
         self._websocket, self._log = websocket, log
         self._progress = Progress()
 
-    async def run(self, wish: Wish | None, wants: Callable[[LiveRecord], bool]) -> None:
+    async def run(self, listening: tuple[Wish, Wants] | None) -> None:
         """Until the client leaves. Raises `WebSocketDisconnect`, TimeoutError for one that takes nothing."""
         while True:
             command = asyncio.create_task(self._command())
             try:
-                if wish is not None:
-                    reason = await self._listen(wish, wants, command)
+                if listening is not None:
+                    reason = await self._listen(*listening, command)
                     if reason is not None:
                         await self._send({"type": "dropped", "reason": reason, "after": self._progress.text})
                         await self._websocket.close(1013, reason[:100])
@@ -352,17 +346,16 @@ class _Conversation:
                 command.cancel()
             try:
                 asked = _subscription(text)
-                wants = await admitted(self._websocket, asked)
-                wish = asked
+                listening = asked, await admitted(self._websocket, asked)
             except Problem as problem:
                 # What was listened to before goes on where it was.
                 await self._send({"type": "error", **problem.document()})
-                if wish is not None and self._progress.text:
-                    wish = Wish(wish.topics, wish.where, parse_position(self._progress.text, wish.topics))
+                if listening is not None and self._progress.text:
+                    wish, wants = listening
+                    place = parse_position(self._progress.text, wish.topics)
+                    listening = Wish(wish.topics, wish.where, place), wants
 
-    async def _listen(
-        self, wish: Wish, wants: Callable[[LiveRecord], bool], command: asyncio.Task[str]
-    ) -> str | None:
+    async def _listen(self, wish: Wish, wants: Wants, command: asyncio.Task[str]) -> str | None:
         """Send what comes, until there is a command (None), or nothing more comes (the reason)."""
         listener = Listener(wish.topics, wants, wish.after)
         self._log.listen(listener)
@@ -476,7 +469,9 @@ def _conditions(where: Sequence[str]) -> dict[str, str]:
     for condition in where:
         field, colon, value = condition.partition(":")
         if not colon:
-            raise _wrong("where", f"{condition[:80]!r} names no value; write field:value, as decision:declined")
+            raise _wrong(
+                "where", f"{condition[:80]!r} names no value; write field:value, as decision:declined"
+            )
         found[field] = value
     return found
 
@@ -504,7 +499,7 @@ def _same_origin(websocket: WebSocket) -> None:
     """Refuse another site's page: a browser lets it open WebSockets with its reader's cookies."""
     origin = websocket.headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != websocket.headers.get("host"):
-        raise Problem(403, "Not allowed", "This page is not of this server; open the stream from one that is.")
+        raise Problem(403, "Not allowed", "This page is not of this server; open it from one that is.")
 
 
 async def _admitted_somewhere(websocket: WebSocket) -> None:

@@ -144,7 +144,7 @@ STREAM_LISTENERS = _gauge(
     "stream_listeners", (), "connections", "Connections that are told of events as they are appended."
 )
 STREAM_RECORDS = _counter(
-    "stream_records_total", ("topic",), "records", "Records decoded for such connections, once for all of them."
+    "stream_records_total", ("topic",), "records", "Records decoded for such connections, once for all."
 )
 STREAM_DROPPED = _counter(
     "stream_dropped_total",

@@ -22,7 +22,7 @@ GROUPS = sorted({g.name for g in TABLE if g.resource is Resource.GROUP} | {"nobo
 
 @pytest.mark.parametrize("operation", list(Operation))
 def test_topics(secured: Settings, operation: Operation) -> None:
-    """Every principal does to each topic what the table allows, and is refused anything else as unauthorised."""
+    """Every principal does to each topic what the table allows, and is refused all else as unauthorised."""
     wrong, tried = [], 0
     for principal in PRINCIPALS:
         found = cells.ON_TOPICS[operation](access(secured, principal), TOPICS)
