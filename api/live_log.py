@@ -45,6 +45,7 @@ CATCHING_UP = 4
 """Most listeners that are read their past at the same time; the others wait for their turn."""
 STALLED_SECONDS = 30.0
 """A listener to its past that takes nothing for so long is dropped: others wait for its place."""
+ENDING = "this server ends; come back in a moment"
 POLL_RECORDS = 1_000
 POLL_SECONDS = 0.1
 
@@ -199,7 +200,9 @@ class LiveLog:
     def __init__(self, access: KafkaAccess, registry_url: str) -> None:
         self._access = access
         self._registry_url = registry_url
-        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[tuple[Callable[[Listener], None], Listener] | None] = (
+            queue.SimpleQueue()
+        )
         self._listeners: dict[str, set[Listener]] = {}
         self._catching: list[_CatchUp] = []
         self._in_line: deque[_CatchUp] = deque()
@@ -213,16 +216,19 @@ class LiveLog:
         """Let it be offered what comes on its topics, until `leave`."""
         self.listening += 1
         STREAM_LISTENERS.set(self.listening)
-        if self._thread is None:
+        if self._closed:
+            listener.drop("ending", ENDING)
+            return
+        if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._run, name="live-log", daemon=True)
             self._thread.start()
-        self._commands.put(lambda: self._add(listener))
+        self._commands.put((self._add, listener))
 
     def leave(self, listener: Listener) -> None:
         """Offer it nothing any more."""
         self.listening -= 1
         STREAM_LISTENERS.set(self.listening)
-        self._commands.put(lambda: self._remove(listener))
+        self._commands.put((self._remove, listener))
 
     def close(self) -> None:
         """End the thread; whoever still listens is dropped. Waits for it, so not for the event loop."""
@@ -249,14 +255,19 @@ class LiveLog:
                         log.warning("live events wait for a service", extra={"reason": str(error)})
                         time.sleep(1.0)
         except Exception:
+            # The next who listens starts it anew.
             log.exception("live events have ended")
-            raise
         finally:
-            self._closed = True
-            for listener in {one for some in self._listeners.values() for one in some}:
-                listener.drop("ending", "this server ends; come back in a moment")
+            told = {one for some in self._listeners.values() for one in some}
+            while not self._commands.empty():
+                if (command := self._commands.get()) is not None:
+                    told.add(command[1])
+            for listener in told:
+                listener.drop("ending", ENDING)
             for catching in (*self._catching, *self._in_line):
                 catching.close()
+            for kept in (self._listeners, self._positions, self._catching, self._in_line):
+                kept.clear()
             consumer.close()
 
     def _obey(self) -> None:
@@ -269,7 +280,8 @@ class LiveLog:
                 return
             if command is None:
                 return
-            command()
+            act, listener = command
+            act(listener)
             wait = False
 
     def _add(self, listener: Listener) -> None:

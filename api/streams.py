@@ -358,6 +358,7 @@ class _Conversation:
     async def _listen(self, wish: Wish, wants: Wants, command: asyncio.Task[str]) -> str | None:
         """Send what comes, until there is a command (None), or nothing more comes (the reason)."""
         listener = Listener(wish.topics, wants, wish.after)
+        self._progress = Progress()
         self._log.listen(listener)
         try:
             async with aclosing(_batches(self._websocket, wish, listener, command)) as batches:
