@@ -349,7 +349,7 @@ class _Conversation:
                 listening = asked, await admitted(self._websocket, asked)
             except Problem as problem:
                 # What was listened to before goes on where it was.
-                await self._send({"type": "error", **problem.document()})
+                await self._send({"type": "error", "problem": problem.document()})
                 if listening is not None and self._progress.text:
                     wish, wants = listening
                     place = parse_position(self._progress.text, wish.topics)

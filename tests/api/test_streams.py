@@ -314,7 +314,7 @@ def test_a_websocket_listens_and_changes_its_mind(serving: Serving) -> None:
         assert got["type"] == "record" and got["event"]["event_id"] == first
         one.send(json.dumps({"subscribe": {"topics": ["nothing"]}}))
         error = receive(one)
-        assert error["type"] == "error" and error["status"] == 422
+        assert error["type"] == "error" and error["problem"]["status"] == 422
         assert receive(one)["type"] == "started"  # what was listened to goes on
         (second,) = serving.publish("c-1", currency="CHF")
         got = receive(one)
@@ -331,9 +331,9 @@ def test_a_websocket_may_begin_with_nothing(serving: Serving) -> None:
     with websocket(serving) as one:
         for wrong in ("no json", "[]", '{"subscribe": {"topics": "card-transactions"}}', '{"subscribe": {}}'):
             one.send(wrong)
-            assert receive(one)["status"] == 422
+            assert receive(one)["problem"]["status"] == 422
         one.send(b"\x00")
-        assert receive(one)["status"] == 422
+        assert receive(one)["problem"]["status"] == 422
         one.send(json.dumps({"subscribe": {"topics": ["card-transactions"]}}))
         assert receive(one)["type"] == "started"
         (event,) = serving.publish("c-1")
