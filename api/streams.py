@@ -290,7 +290,8 @@ class EventStream(Response):
                         # An id alone is no event, but is remembered.
                         await write(f"id: {progress.start(seen)}\n\n" if seen else ": \n\n")
         except Dropped as dropped:
-            await write(_frame("dropped", progress.text, {"reason": str(dropped)}), more=False)
+            with suppress(TimeoutError):  # who took nothing may not take the reason either
+                await write(_frame("dropped", progress.text, {"reason": str(dropped)}))
         except TimeoutError:
             listener.drop("slow", "too slow: the connection takes nothing")
         finally:
