@@ -48,7 +48,7 @@ format: setup ## Format the code and repair what ruff can repair
 
 # Two at a time, as tests wait more than they compute; then those that must be alone.
 # Processes that a test starts measure themselves (pyproject: coverage.run.patch); hence combine.
-UNMARKED := not docker and not real_input and not faults and not endurance
+UNMARKED := not docker and not real_input and not faults and not endurance and not secure
 test: setup ## All tests on the real components; coverage must reach 85 %
 	@infra/bootstrap.sh test
 	$(BIN)/coverage erase
@@ -60,6 +60,10 @@ test: setup ## All tests on the real components; coverage must reach 85 %
 .PHONY: test-real-input
 test-real-input: setup ## Whole files of real data through the platform, with the time of each
 	$(BIN)/pytest -s -m real_input tests/real_input tests/streams/orders
+
+.PHONY: test-secure
+test-secure: setup ## The deny matrix principal x operation x topic, and a pipeline, on a secured broker
+	$(BIN)/pytest -m "secure or short_secure" tests/secure
 
 .PHONY: test-docker
 test-docker: ## Try the Docker way with our own images, under a daemon of its own; as root

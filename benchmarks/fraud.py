@@ -79,7 +79,7 @@ def card_transactions(data: Transactions, start: int, end: int) -> pa.RecordBatc
 def prepare(settings: Settings, connection: Connection, codec: Codec) -> dict[str, int]:
     """Topics, schemas, model and rules; returns the version of each kind that is in force."""
     topics = [t for declared in PIPELINE.topics for t in (declared, declared.dlq)]
-    ensure_topics(settings.kafka_bootstrap_servers, map(TopicSpec.of, topics))
+    ensure_topics(settings.kafka, map(TopicSpec.of, topics))
     for topic in topics:
         codec.register(topic)
     subprocess.run(FIRST_MODELS, env=dict(settings.environ), check=True)

@@ -177,7 +177,7 @@ def _await(probe: Callable[[], object]) -> None:
 
 def delete_topics(settings: Settings, names: Iterable[str]) -> None:
     """Delete topics, so that the disk holds one slice's output at a time."""
-    client = admin(settings.kafka_bootstrap_servers)
+    client = admin(settings.kafka)
     for deleted in client.delete_topics(list(names), operation_timeout=30).values():
         with suppress(KafkaException):
             deleted.result()

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from infra.broker import producer
+from infra.kafka_access import KafkaAccess
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -115,7 +116,7 @@ def main() -> int:
     topic, failures = job["topic"], []
     # As our connectors: linger, acks and compression are those that production has.
     sender = producer(
-        job["bootstrap"],
+        KafkaAccess(job["bootstrap"]),
         **{
             "delivery.report.only.error": True,
             "on_delivery": lambda error, _: failures.append(error) if error else None,

@@ -69,7 +69,7 @@ class Outputs:
 
     def __init__(self, settings: Settings, topic: Topic, records: int) -> None:
         self._settings, self._places = settings, partitions([topic])
-        self._client = admin(settings.kafka_bootstrap_servers)
+        self._client = admin(settings.kafka)
         self._next = dict.fromkeys(self._places, 0)
         self.values: dict[int, list[bytes]] = {place.partition: [] for place in self._places}
         self.appended_ms: list[int] = []
@@ -80,7 +80,7 @@ class Outputs:
     def look(self) -> int:
         """Read what is new; returns how many transactions have a result."""
         end = ends(self._client, self._places)
-        for messages in read(self._settings.kafka_bootstrap_servers, self._next, end):
+        for messages in read(self._settings.kafka, self._next, end):
             for message in messages:
                 value, at_ms = message.value() or b"", message.timestamp()[1]
                 self.values[int(message.partition() or 0)].append(value)
@@ -126,7 +126,7 @@ class Feed(threading.Thread):
 
     def run(self) -> None:
         try:
-            sender = producer(self.settings.kafka_bootstrap_servers)
+            sender = producer(self.settings.kafka)
             began = time.monotonic()
             while not self.ending.wait(0.01):
                 due = self.first + int((time.monotonic() - began) * self.rate)

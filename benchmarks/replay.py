@@ -62,7 +62,7 @@ class Traffic(threading.Thread):
     def run(self) -> None:
         codec, sender = (
             Codec(self._settings.schema_registry_url),
-            producer(self._settings.kafka_bootstrap_servers),
+            producer(self._settings.kafka),
         )
         while not self.ending.wait(0.1):
             send(sender, codec, range(self.sent, self.sent + LIVE_PER_SECOND // 10), self._start_ms)
@@ -157,7 +157,7 @@ def main() -> int:
 def measure(settings: Settings, records: int) -> int:
     start_ms = int(time.time() * 1000) - 86_400_000
     began = time.monotonic()
-    codec, sender = Codec(settings.schema_registry_url), producer(settings.kafka_bootstrap_servers)
+    codec, sender = Codec(settings.schema_registry_url), producer(settings.kafka)
     for first in range(0, records, 10_000):
         send(sender, codec, range(first, min(first + 10_000, records)), start_ms)
     sender.flush(60)

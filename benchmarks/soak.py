@@ -66,7 +66,7 @@ class Feed(threading.Thread):
 
     def _send(self) -> None:
         codec = Codec(self.settings.schema_registry_url)
-        sender = producer(self.settings.kafka_bootstrap_servers)
+        sender = producer(self.settings.kafka)
         random = np.random.default_rng(3)
         began = time.monotonic()
         while not self.ending.wait(0.05):

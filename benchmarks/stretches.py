@@ -172,7 +172,7 @@ class Load:
             yield self.data.columns(start, end)["card_id"].to_pylist(), self.encode(start, end)
 
     def _topic_watcher(self, stack: ExitStack, folder: Path) -> subprocess.Popen[str]:
-        at = ends(admin(self.settings.kafka_bootstrap_servers), partitions([self.target]))
+        at = ends(admin(self.settings.kafka), partitions([self.target]))
         told = {
             "bootstrap": self.settings.kafka_bootstrap_servers,
             "topic": self.target.name,

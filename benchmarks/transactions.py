@@ -89,7 +89,7 @@ class Declared:
     def create(self, settings: Settings, codec: Codec) -> None:
         """Make the topics that are missing, with their schemas."""
         topics = [x for t in (self.transactions, self.scores) for x in (t, t.dlq)]
-        ensure_topics(settings.kafka_bootstrap_servers, [TopicSpec.of(t) for t in topics])
+        ensure_topics(settings.kafka, [TopicSpec.of(t) for t in topics])
         for one in topics:
             codec.register(one)
 
@@ -259,8 +259,8 @@ def one_of(names: Sequence[str], numbers: Ints) -> pa.Array:
 def records_of(settings: Settings, found_in: Topic) -> Iterator[bytes]:
     """The values of all records that a topic has now."""
     places = partitions([found_in])
-    end = ends(admin(settings.kafka_bootstrap_servers), places)
-    for messages in read(settings.kafka_bootstrap_servers, dict.fromkeys(places, 0), end):
+    end = ends(admin(settings.kafka), places)
+    for messages in read(settings.kafka, dict.fromkeys(places, 0), end):
         yield from (message.value() or b"" for message in messages)
 
 
@@ -268,7 +268,7 @@ class Appended:
     """Counts the records of a topic, as far as the broker tells."""
 
     def __init__(self, settings: Settings, target: Topic) -> None:
-        self._admin, self._places = admin(settings.kafka_bootstrap_servers), partitions([target])
+        self._admin, self._places = admin(settings.kafka), partitions([target])
         self._count = 0
 
     def __call__(self) -> int:
@@ -285,7 +285,7 @@ def hash_of(value: bytes) -> int:
 
 def send(settings: Settings, target: Topic, records: Iterable[tuple[str, bytes]], **overrides: Any) -> None:
     """Append records, with these settings of the producer; all are acknowledged on return."""
-    sender: Producer = producer(settings.kafka_bootstrap_servers, **{"linger.ms": 50} | overrides)
+    sender: Producer = producer(settings.kafka, **{"linger.ms": 50} | overrides)
     for key, value in records:
         while True:
             try:

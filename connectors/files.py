@@ -153,16 +153,16 @@ class _Run:
         note_path: Path,
         done: Ingested,
     ) -> None:
-        self.bootstrap_servers = settings.kafka_bootstrap_servers
+        self.access = settings.kafka
         self.source = source
         self.ingest_id = ingest_id
         self.done = done
         self.codec = codec
         self.columns = Columns(codec, source.topic) if source.event_columns is not None else None
-        self.admin = admin(self.bootstrap_servers)
+        self.admin = admin(self.access)
         self.partitions = partitions({t.name: t for t in (source.topic, *pipeline.inputs)}.values())
         self.note_path = note_path
-        ids = topic_ids(self.bootstrap_servers, {p.topic for p in self.partitions})
+        ids = topic_ids(self.access, {p.topic for p in self.partitions})
         note = _read_note(note_path)
         # Topics that were created anew hold nothing of what was once sent.
         self.note = note if note is not None and note.topics == ids else _Note(ids)
@@ -186,7 +186,7 @@ class _Run:
     ) -> None:
         sent_before = self._sent_before()
         self.sender = producer(
-            self.bootstrap_servers,
+            self.access,
             **{
                 "linger.ms": 50,
                 "delivery.report.only.error": True,
@@ -319,7 +319,7 @@ class _Run:
         while True:
             end = ends(self.admin, self.partitions)
             news = False
-            for messages in read(self.bootstrap_servers, first, end):
+            for messages in read(self.access, first, end):
                 for message in messages:
                     number = self._number(message)
                     if number is not None:

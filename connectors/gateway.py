@@ -42,7 +42,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         codec = Codec(settings.schema_registry_url)
         publisher = Publisher(
-            settings.kafka_bootstrap_servers,
+            settings.kafka,
             codec,
             name="gateway",
             timeout_s=settings.number("publish_timeout_ms") / 1000,

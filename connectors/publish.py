@@ -23,6 +23,7 @@ from starlette.requests import HTTPConnection
 
 from infra.broker import producer
 from infra.codec import Codec, RegistryUnavailable, Unencodable, Unregistered
+from infra.kafka_access import KafkaAccess
 from infra.problems import Problem
 from infra.telemetry.metrics import PRODUCE_FAILURES, PRODUCE_SECONDS, RECORDS_PRODUCED
 from schemas.declare import RECORD_BYTES, Topic
@@ -72,7 +73,7 @@ class Publisher:
 
     def __init__(
         self,
-        bootstrap_servers: str,
+        access: KafkaAccess,
         codec: Codec,
         *,
         name: str,
@@ -107,7 +108,7 @@ class Publisher:
             "logger": logging.getLogger("librdkafka"),
             **overrides,
         }
-        self._producer = producer(bootstrap_servers, **config)
+        self._producer = producer(access, **config)
         self._poller = threading.Thread(target=self._poll, name=f"{name}-deliveries", daemon=True)
         self._poller.start()
 

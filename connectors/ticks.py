@@ -59,7 +59,7 @@ def run(
     now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
 ) -> None:
     """Send ticks until `ending` is set; while broker or registry are away, none."""
-    sender = producer(settings.kafka_bootstrap_servers)
+    sender = producer(settings.kafka)
     told: dict[str, int] = {}
     shortest_s = min(t.tick_ms or 0 for t in topics) / 1000
     with closing(Codec(settings.schema_registry_url)) as codec:

@@ -192,7 +192,7 @@ class Sender:
 
     async def _produce(self, step: Raw) -> None:
         if self._producer is None:
-            self._producer = producer(self._settings.kafka_bootstrap_servers)
+            self._producer = producer(self._settings.kafka)
         delivered: asyncio.Future[KafkaError | None] = self._loop.create_future()
 
         def report(error: KafkaError | None, message: Message) -> None:

@@ -18,6 +18,7 @@ from confluent_kafka import TopicPartition as KafkaPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from infra.checkpoints import REMEDY, Claim, Fenced, LogBounds, PositionRefused, TopicPartition
+from infra.kafka_access import KafkaAccess
 from infra.telemetry.metrics import REBALANCES
 from schemas.declare import LETTER_BYTES, RECORD_BYTES, Topic
 
@@ -52,18 +53,18 @@ class TopicSpec:
         return cls(topic.name, topic.partitions, topic.retention_ms, topic.largest_bytes)
 
 
-def admin(bootstrap_servers: str) -> AdminClient:
+def admin(access: KafkaAccess) -> AdminClient:
     # Without the notices of level 6, as of each client that is closed: they go to stderr as they are.
-    return AdminClient({"bootstrap.servers": bootstrap_servers, "socket.timeout.ms": 10_000, "log_level": 5})
+    return AdminClient({**access.config(), "socket.timeout.ms": 10_000, "log_level": 5})
 
 
-def ensure_topics(bootstrap_servers: str, specs: Iterable[TopicSpec]) -> list[str]:
+def ensure_topics(access: KafkaAccess, specs: Iterable[TopicSpec]) -> list[str]:
     """Create the topics that are missing; returns their names. All get LogAppendTime.
 
     Raises `TopicMismatch` where one exists with another partition count: raising it would move keys to
     other partitions, whose state and order would then be torn.
     """
-    client = admin(bootstrap_servers)
+    client = admin(access)
     known = client.list_topics(timeout=ADMIN_SECONDS).topics
     wanted = list(specs)
     for spec in wanted:
@@ -117,11 +118,11 @@ def _wait_for_leaders(client: AdminClient, names: set[str]) -> None:
         time.sleep(0.05)
 
 
-def producer(bootstrap_servers: str, **overrides: Any) -> Producer:
+def producer(access: KafkaAccess, **overrides: Any) -> Producer:
     """A producer that acknowledges only what all in-sync replicas have, without duplicates of its own."""
     return Producer(
         {
-            "bootstrap.servers": bootstrap_servers,
+            **access.config(),
             **CONNECTING,
             "acks": "all",
             "enable.idempotence": True,
@@ -137,15 +138,13 @@ def producer(bootstrap_servers: str, **overrides: Any) -> Producer:
     )
 
 
-def result_producer(bootstrap_servers: str) -> Producer:
+def result_producer(access: KafkaAccess) -> Producer:
     """A `producer` for results and dead letters, which may be larger than what connectors take in.
 
     Its delivery callbacks are called for failures alone: at 100,000 records a second they would cost more
     than producing.
     """
-    return producer(
-        bootstrap_servers, **{"message.max.bytes": LETTER_BYTES, "delivery.report.only.error": True}
-    )
+    return producer(access, **{"message.max.bytes": LETTER_BYTES, "delivery.report.only.error": True})
 
 
 @dataclass(slots=True)
@@ -175,7 +174,7 @@ class Source:
 
     def __init__(
         self,
-        bootstrap_servers: str,
+        access: KafkaAccess,
         group: str,
         topics: Iterable[str],
         claim: ClaimPartitions,
@@ -184,7 +183,7 @@ class Source:
         **overrides: Any,
     ) -> None:
         self.group = group
-        self._bootstrap_servers = bootstrap_servers
+        self._access = access
         self._claim = claim
         self._release = release
         self._epochs: dict[TopicPartition, int] = {}
@@ -195,7 +194,7 @@ class Source:
         self._fenced_at: float | None = None
         self._topics = list(topics)
         self._config: dict[str, Any] = {
-            "bootstrap.servers": bootstrap_servers,
+            **access.config(),
             **CONNECTING,
             "group.id": group,
             "enable.auto.commit": False,
@@ -418,7 +417,7 @@ class Source:
     def _bounds(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, LogBounds]:
         wanted = list(partitions)
         try:
-            ids = topic_ids(self._bootstrap_servers, {p.topic for p in wanted})
+            ids = topic_ids(self._access, {p.topic for p in wanted})
             bounds = {}
             for p in wanted:
                 start, end = self._consumer.get_watermark_offsets(
@@ -464,9 +463,9 @@ class Source:
         log.warning("the consumer reports", extra={"group": self.group, "reason": error.str()})
 
 
-def topic_ids(bootstrap_servers: str, names: Iterable[str]) -> dict[str, str]:
+def topic_ids(access: KafkaAccess, names: Iterable[str]) -> dict[str, str]:
     """Each topic's id at the broker. Raises KafkaException where one is unknown."""
     wanted = list(names)
-    client = admin(bootstrap_servers)  # held: answers are lost with a client that nobody holds
+    client = admin(access)  # held: answers are lost with a client that nobody holds
     described = client.describe_topics(TopicCollection(wanted), request_timeout=ADMIN_SECONDS)
     return {name: str(future.result(timeout=ADMIN_SECONDS).topic_id) for name, future in described.items()}

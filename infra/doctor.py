@@ -130,10 +130,9 @@ def _answers(name: str, url: str, ask: Callable[[str], str], expected: str) -> C
 
 
 def _broker(settings: Settings) -> Check:
-    servers = settings.kafka_bootstrap_servers
-    expected = f"{servers} gives its metadata"
+    expected = f"{settings.kafka_bootstrap_servers} gives its metadata"
     try:
-        return Check("broker", True, f"{len(probe.brokers(servers))} broker", expected, "")
+        return Check("broker", True, f"{len(probe.brokers(settings.kafka))} broker", expected, "")
     except ProbeError as error:
         return Check(
             "broker", False, str(error), expected, "`millrace up`; `millrace status` shows what runs"
@@ -145,7 +144,7 @@ def _advertised(settings: Settings) -> Check:
     expected = "every advertised listener can be reached from here"
     repair = "set the broker's advertised.listeners to an address of this machine and restart it"
     try:
-        advertised = probe.brokers(settings.kafka_bootstrap_servers)
+        advertised = probe.brokers(settings.kafka)
         for address in advertised:
             probe.connect(address)
     except ProbeError as error:
@@ -183,10 +182,10 @@ def _positions(settings: Settings) -> Check:
             )
             for consumer, topic, partition, topic_id, position in rows
         ]
-        client = admin(settings.kafka_bootstrap_servers)
+        client = admin(settings.kafka)
         there = set(client.list_topics(timeout=5).topics)
         wanted = {at for _, at, _, _ in stored if at.topic in there}
-        ids = topic_ids(settings.kafka_bootstrap_servers, {at.topic for at in wanted}) if wanted else {}
+        ids = topic_ids(settings.kafka, {at.topic for at in wanted}) if wanted else {}
         first, end = (starts(client, wanted), ends(client, wanted)) if wanted else ({}, {})
     except (psycopg.Error, KafkaException, LogUnreadable) as error:
         found = f"unknown: {' '.join(str(error).split())}"

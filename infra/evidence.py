@@ -12,6 +12,7 @@ from psycopg import sql
 from infra.checkpoints import TopicPartition
 from infra.codec import Codec, IsTick, Undecodable
 from infra.columns import Columns
+from infra.kafka_access import KafkaAccess
 from infra.postgres import Connection
 from infra.standing import Letter, Standing, readers
 from infra.topic_log import partitions, read
@@ -36,7 +37,7 @@ def identity(tenant: object, event_id: object, *, by_tenant: bool) -> int:
     return hash((tenant, event_id) if by_tenant else event_id)
 
 
-def on_the_way(bootstrap_servers: str, codec: Codec, pipeline: Pipeline, standing: Standing) -> OnTheWay:
+def on_the_way(access: KafkaAccess, codec: Codec, pipeline: Pipeline, standing: Standing) -> OnTheWay:
     """Read what processors have produced and nobody has handled yet. Raises `LogUnreadable`."""
     found = OnTheWay()
     inputs = {t.name for t in pipeline.inputs}
@@ -48,7 +49,7 @@ def on_the_way(bootstrap_servers: str, codec: Codec, pipeline: Pipeline, standin
         if (who := readers(pipeline, topic))
         for at in partitions([topic])
     }
-    for messages in read(bootstrap_servers, first, {at: standing.ends[at] for at in first}):
+    for messages in read(access, first, {at: standing.ends[at] for at in first}):
         for message in messages:
             topic = topics[str(message.topic())]
             try:
@@ -86,7 +87,7 @@ class _Stored:
 
 def check_evidence(
     connection: Connection,
-    bootstrap_servers: str,
+    access: KafkaAccess,
     codec: Codec,
     pipeline: Pipeline,
     topic: Topic,
@@ -98,7 +99,7 @@ def check_evidence(
     tables = {t.name: t for t in pipeline.tables}
     by_tenant = all("tenant" in tables[e.table].columns for e in evidence)
     who = readers(pipeline, topic)
-    log = _read(bootstrap_servers, codec, topic, standing, waiting, evidence, by_tenant=by_tenant)
+    log = _read(access, codec, topic, standing, waiting, evidence, by_tenant=by_tenant)
     stored = [_stored(connection, e, by_tenant=by_tenant) for e in evidence]
 
     ids = np.array(log.ids, dtype=np.int64)
@@ -151,7 +152,7 @@ def check_evidence(
         (single, both[of_record], f"is in {where} and among the dead letters as well"),
     ):
         if wrong.any():
-            place, name = _name_first(bootstrap_servers, codec, topic, parts, offsets, wrong)
+            place, name = _name_first(access, codec, topic, parts, offsets, wrong)
             times = int(wrong.sum()) if check is complete else int(both.sum())
             check.fails(f"{place} ({name}) {sentence}", times=times)
 
@@ -172,7 +173,7 @@ def check_evidence(
             differs = np.zeros(len(ids), dtype=np.bool_)
             differs[settled] = kept != values[settled]
             if differs.any():
-                place, name = _name_first(bootstrap_servers, codec, topic, parts, offsets, differs)
+                place, name = _name_first(access, codec, topic, parts, offsets, differs)
                 check.fails(
                     f"{place} ({name}) has another {field_name} than its row in {e.table}; {check.note}",
                     times=int(differs.sum()),
@@ -185,7 +186,7 @@ def _place_of(evidence: list[Evidence], n: int, k: int) -> int:
 
 
 def _read(
-    bootstrap_servers: str,
+    access: KafkaAccess,
     codec: Codec,
     topic: Topic,
     standing: Standing,
@@ -203,7 +204,7 @@ def _read(
         {(letter.partition, letter.offset) for letter in letters if letter.topic == topic.name}
         for letters in (standing.letters, waiting.letters)
     )
-    for messages in read(bootstrap_servers, first, end):
+    for messages in read(access, first, end):
         decoded = columns.decode([message.value() for message in messages])
         events = decoded.batch
         places = [(int(m.partition() or 0), int(m.offset() or 0)) for m in messages]
@@ -319,7 +320,7 @@ def _refused_answers(
 
 
 def _name_first(
-    bootstrap_servers: str,
+    access: KafkaAccess,
     codec: Codec,
     topic: Topic,
     parts: npt.NDArray[np.int32],
@@ -330,13 +331,13 @@ def _name_first(
     places = np.flatnonzero(wrong)
     n = places[np.lexsort((offsets[places], parts[places]))[0]]
     place = Place(topic.name, int(parts[n]), int(offsets[n]))
-    return place, describe(bootstrap_servers, codec, topic, place)
+    return place, describe(access, codec, topic, place)
 
 
-def describe(bootstrap_servers: str, codec: Codec, topic: Topic, place: Place) -> str:
+def describe(access: KafkaAccess, codec: Codec, topic: Topic, place: Place) -> str:
     """A record in a few words: its tenant and id, or why it is no event."""
     at = TopicPartition(place.topic, place.partition)
-    for messages in read(bootstrap_servers, {at: place.offset}, {at: place.offset + 1}):
+    for messages in read(access, {at: place.offset}, {at: place.offset + 1}):
         for message in messages:
             try:
                 event = codec.decode(topic, message.value()).event

@@ -38,7 +38,7 @@ def prepare(settings: Settings, pipelines: Pipelines, progress: Callable[[str], 
     topics = [t for p in pipelines for declared in p.topics for t in (declared, declared.dlq)]
     ticks = [TICK] if any(t.tick_ms is not None for t in topics) else []
     try:
-        created = ensure_topics(settings.kafka_bootstrap_servers, map(TopicSpec.of, topics))
+        created = ensure_topics(settings.kafka, map(TopicSpec.of, topics))
     except TopicMismatch as error:
         raise PrepareError(str(error)) from error
     except (KafkaException, RuntimeError) as error:

@@ -137,9 +137,9 @@ def _identity(tenant: object, event_id: object, *, by_tenant: bool) -> int:
 def _read_ids(
     settings: Settings, codec: Codec, topic: Topic, refused: set[tuple[int, int]], *, by_tenant: bool
 ) -> _Log:
-    client, wanted = admin(settings.kafka_bootstrap_servers), partitions([topic])
+    client, wanted = admin(settings.kafka), partitions([topic])
     ids, parts, offsets, marks = array("q"), array("i"), array("q"), array("b")
-    for messages in read(settings.kafka_bootstrap_servers, starts(client, wanted), ends(client, wanted)):
+    for messages in read(settings.kafka, starts(client, wanted), ends(client, wanted)):
         for message in messages:
             partition, offset = int(message.partition() or 0), int(message.offset() or 0)
             try:
@@ -213,7 +213,7 @@ def _first(settings: Settings, codec: Codec, topic: Topic, log: _Log, wrong: npt
     n = places[np.lexsort((log.offsets[places], log.partitions[places]))[0]]
     at, offset = TopicPartition(topic.name, int(log.partitions[n])), int(log.offsets[n])
     place = f"{at} offset {offset}"
-    for messages in read(settings.kafka_bootstrap_servers, {at: offset}, {at: offset + 1}):
+    for messages in read(settings.kafka, {at: offset}, {at: offset + 1}):
         for message in messages:
             try:
                 event = codec.decode(topic, message.value()).event

@@ -9,6 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from infra.kafka_access import KafkaAccess
+from schemas.grants import OPERATOR
+
 # Distances from MILLRACE_PORT_BASE. Two instances on one machine differ by their base alone.
 PORT_API = 0
 PORT_GATEWAY = 1
@@ -21,8 +24,15 @@ PORT_PROMETHEUS = 90
 PORT_GRAFANA = 91
 PORT_KAFKA = 92
 PORT_KAFKA_CONTROLLER = 93
+PORT_KAFKA_INTERNAL = 94
 PORT_METRICS_FIRST = 100
 """Each supervised process serves /metrics and /health on its own port from here upwards."""
+
+
+SECURED = "kafka-secured"
+"""Among the secrets, the mark of an instance whose broker wants names and passwords."""
+AUTHORITY = "kafka-ca.pem"
+"""Among the secrets, the certificate of who vouches for the broker."""
 
 
 class SettingError(ValueError):
@@ -66,6 +76,27 @@ SETTINGS: dict[str, Setting] = {
         "MILLRACE_KAFKA_JVM",
         lambda s: "-Xms256m -Xmx768m -XX:+UseG1GC -XX:MaxGCPauseMillis=20",
         "JVM options of the native broker: heap and collector.",
+    ),
+    "secure": Setting(
+        "MILLRACE_SECURE",
+        lambda s: "1" if s.secret_path(SECURED).exists() else "0",
+        "1: the native broker speaks TLS alone and knows each client by name and password, as after"
+        " `millrace up --secure`; from then on the default.",
+    ),
+    "kafka_user": Setting(
+        "MILLRACE_KAFKA_USER",
+        lambda s: OPERATOR if s.secure else "",
+        "Name at the broker (SASL_SSL, SCRAM-SHA-512); empty: plain text, without a name.",
+    ),
+    "kafka_password": Setting(
+        "MILLRACE_KAFKA_PASSWORD",
+        lambda s: s.secret(f"kafka-{s.text('kafka_user')}"),
+        "Password of that name.",
+    ),
+    "kafka_ca": Setting(
+        "MILLRACE_KAFKA_CA",
+        lambda s: str(s.secret_path(AUTHORITY)) if s.secure else "",
+        "PEM file of who vouches for the broker; empty: those that this machine trusts.",
     ),
     "kafka_bootstrap_servers": Setting(
         "KAFKA_BOOTSTRAP_SERVERS", _loopback(PORT_KAFKA), "Broker addresses, host:port, comma separated."
@@ -187,10 +218,45 @@ class Settings:
         """The port at `offset` from this instance's base."""
         return self.number("port_base") + offset
 
+    def secret_path(self, name: str) -> Path:
+        """The file of a secret."""
+        return self.home_path / "secrets" / name
+
     def secret(self, name: str) -> str:
         """A secret that `millrace up` generated into `<home>/secrets/<name>`; empty before."""
-        path = self.home_path / "secrets" / name
+        path = self.secret_path(name)
         return path.read_text().strip() if path.exists() else ""
+
+    @property
+    def secure(self) -> bool:
+        """Whether the broker is run by the `secure` profile. Raises `SettingError`: no instance leaves it."""
+        wanted = self.text("secure")
+        if wanted not in ("0", "1"):
+            raise SettingError(f"MILLRACE_SECURE={wanted!r} is neither 0 nor 1; unset it or set one of these")
+        if wanted == "0" and self.secret_path(SECURED).exists():
+            raise SettingError(
+                f"MILLRACE_SECURE=0, but the instance in {self.home_path} is secured; unset it, or delete the"
+                " instance with `millrace down --purge`"
+            )
+        return wanted == "1"
+
+    @property
+    def kafka(self) -> KafkaAccess:
+        """The broker, and who this process is to it."""
+        servers, user, authority = (
+            self.kafka_bootstrap_servers,
+            self.text("kafka_user"),
+            self.text("kafka_ca"),
+        )
+        if not user:
+            return KafkaAccess(servers)
+        password, authority = self.text("kafka_password"), self.text("kafka_ca")
+        if not password:
+            raise SettingError(
+                f"MILLRACE_KAFKA_USER={user!r} has no password; set MILLRACE_KAFKA_PASSWORD,"
+                " or run `millrace up`"
+            )
+        return KafkaAccess.as_user(servers, user, password, Path(authority) if authority else None)
 
     def as_reader(self, database_url: str) -> str:
         """The same database for role millrace_reader; the owner's address before `up` made its password."""

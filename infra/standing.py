@@ -16,6 +16,7 @@ from confluent_kafka import KafkaException
 
 from infra.broker import admin, topic_ids
 from infra.checkpoints import TopicPartition
+from infra.kafka_access import KafkaAccess
 from infra.log_span import Bound, stretch
 from infra.postgres import Connection
 from infra.topic_log import LogUnreadable, ends, partitions, starts
@@ -64,7 +65,7 @@ def readers(pipeline: Pipeline, topic: Topic) -> list[str]:
 
 def stand(
     connection: Connection,
-    bootstrap_servers: str,
+    access: KafkaAccess,
     pipeline: Pipeline,
     first: Bound | None,
     last: Bound | None,
@@ -94,9 +95,9 @@ def stand(
     ):
         letters[Letter(str(topic), int(str(partition)), int(str(offset)))] = frozenset(by)  # type: ignore[call-overload]
 
-    client, wanted = admin(bootstrap_servers), partitions(topics)
+    client, wanted = admin(access), partitions(topics)
     try:
-        current = topic_ids(bootstrap_servers, names)
+        current = topic_ids(access, names)
     except KafkaException as error:
         raise LogUnreadable(f"the broker does not tell its topics: {error}; see `millrace status`") from error
     first_offsets, end_offsets = starts(client, wanted), ends(client, wanted)

@@ -19,11 +19,12 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from infra.settings import PORT_METRICS_FIRST, PORT_REGISTRY, PORT_SUPERVISOR, S
 from infra.telemetry.health import Health, serve
 from infra.telemetry.metrics import DECLARED_PARTITIONS, PROCESS_RESTARTS
 from schemas.declare import Pipelines
+from schemas.grants import principal
 
 log = logging.getLogger(__name__)
 
@@ -159,6 +161,20 @@ def declare_partitions(pipelines: Pipelines) -> None:
     for pipeline in pipelines:
         for consumer, topic in pipeline.consumers:
             DECLARED_PARTITIONS.labels(consumer, topic.name).set(topic.partitions)
+
+
+def credentials(settings: Settings, spec: ProcessSpec) -> dict[str, str]:
+    """Who the process is to the broker, with the password of that name alone; nothing where it is open.
+
+    Read when the process starts: one that is started again has the password of then.
+    """
+    if not settings.secure:
+        return {}
+    name = principal(spec.role, spec.pipeline)
+    return {
+        SETTINGS["kafka_user"].variable: name,
+        SETTINGS["kafka_password"].variable: settings.secret(f"kafka-{name}"),
+    }
 
 
 def _port_of(url: str) -> int:
@@ -312,13 +328,14 @@ class Supervisor:
     """Starts the processes in order and keeps them alive until `request_stop`.
 
     `prepare` must have run with success before anything but the registry starts; it is tried again until
-    it does.
+    it does. `credentials` are added to the environment of one process, and of no other.
     """
 
     home: Path
     specs: Sequence[ProcessSpec]
     prepare: ProcessSpec | None = None
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    credentials: Callable[[ProcessSpec], Mapping[str, str]] = lambda _: {}
     health: Health | None = None
     deadline_s: float = STOP_DEADLINE_S
     steady_after_s: float = STEADY_AFTER_S
@@ -441,6 +458,7 @@ class Supervisor:
         """A new process, or the one that already has the name; None where neither came to be."""
         output, lock = self._log_path(spec.name), _lock_path(self.home, spec.name)
         environ = {"MILLRACE_METRICS_PORT": str(spec.port)} if spec.port else {}
+        environ |= self.credentials(spec)
         birth = Birth(spec.name, spec.module, spec.arguments, environ, str(output), str(lock))
         try:
             pid = self._fork_server().start(birth)
@@ -555,8 +573,10 @@ def start(settings: Settings, *, native: bool) -> None:
         return
     (home / "logs").mkdir(parents=True, exist_ok=True)
     root = str(Path(__file__).parent.parent)
+    # What the operator may do at the broker, none of the processes may.
+    own = {SETTINGS[name].variable for name in ("kafka_user", "kafka_password")} if settings.secure else set()
     environ = {
-        **settings.environ,
+        **{name: value for name, value in settings.environ.items() if name not in own},
         SETTINGS["home"].variable: str(home),
         SETTINGS["services"].variable: "native" if native else "docker",
         "PYTHONPATH": os.pathsep.join(filter(None, (root, settings.environ.get("PYTHONPATH")))),
@@ -617,6 +637,7 @@ def main() -> int:
         settings.home_path,
         wanted,
         prepare=PREPARE,
+        credentials=partial(credentials, settings),
         health=health,
     )
     signal.signal(signal.SIGTERM, lambda *_: supervisor.request_stop())

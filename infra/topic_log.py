@@ -16,7 +16,9 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from infra.broker import ADMIN_SECONDS
 from infra.checkpoints import TopicPartition
+from infra.kafka_access import KafkaAccess
 from schemas.declare import Topic
+from schemas.grants import LOG_READER
 
 READ_RECORDS = 10_000
 SILENCE_SECONDS = 30.0
@@ -82,7 +84,7 @@ def _list(
 
 
 def read(
-    bootstrap_servers: str,
+    access: KafkaAccess,
     first: Mapping[TopicPartition, int],
     end: Mapping[TopicPartition, int],
 ) -> Iterator[list[Message]]:
@@ -97,8 +99,8 @@ def read(
         return
     consumer = Consumer(
         {
-            "bootstrap.servers": bootstrap_servers,
-            "group.id": "millrace-reader",  # required, but no group is joined and nothing is committed
+            **access.config(),
+            "group.id": LOG_READER,  # required, but no group is joined and nothing is committed
             "enable.auto.commit": False,
             "auto.offset.reset": "error",
             "isolation.level": "read_committed",

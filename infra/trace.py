@@ -17,6 +17,7 @@ from psycopg.rows import dict_row
 from infra.broker import ADMIN_SECONDS, admin
 from infra.checkpoints import TopicPartition
 from infra.codec import Codec, Event, Undecodable
+from infra.kafka_access import KafkaAccess
 from infra.log_span import Bound, stretch
 from infra.postgres import Connection
 from infra.topic_log import ends, partitions, read, starts
@@ -82,13 +83,13 @@ class Tracer:
     `infra.codec.RegistryUnavailable` and `psycopg.Error`."""
 
     def __init__(
-        self, connection: Connection, codec: Codec, bootstrap_servers: str, pipelines: Pipelines
+        self, connection: Connection, codec: Codec, access: KafkaAccess, pipelines: Pipelines
     ) -> None:
         self._connection = connection
         self._codec = codec
-        self._bootstrap_servers = bootstrap_servers
+        self._access = access
         self._pipelines = pipelines
-        self._admin: AdminClient = admin(bootstrap_servers)
+        self._admin: AdminClient = admin(access)
 
     def row(self, name: str) -> list[Traced]:
         """The rows that `TABLE:KEY` names (see `condition`), at most `MOST_ROWS`, each traced back."""
@@ -189,7 +190,7 @@ class Tracer:
             )
         if not starts(client, [at])[at] <= place.offset < ends(client, [at])[at]:
             return None
-        for messages in read(self._bootstrap_servers, {at: place.offset}, {at: place.offset + 1}):
+        for messages in read(self._access, {at: place.offset}, {at: place.offset + 1}):
             return self._of_message(topic, messages[0])
         return None
 
@@ -258,7 +259,7 @@ class Tracer:
         window = WINDOW_RECORDS
         while any(end[at] > begins[at] for at in where):
             first = {at: max(begins[at], end[at] - window) for at in where}
-            for messages in read(self._bootstrap_servers, first, end):
+            for messages in read(self._access, first, end):
                 for message in messages:
                     value = message.value() or b""
                     if any(needle in value for needle in needles):

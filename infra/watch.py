@@ -76,7 +76,7 @@ class Watch:
     def __init__(self, settings: Settings, pipelines: Pipelines) -> None:
         self._settings = settings
         self._pipelines = pipelines
-        self._admin = admin(settings.kafka_bootstrap_servers)
+        self._admin = admin(settings.kafka)
         topics = [t for p in pipelines for topic in p.topics for t in (topic, topic.dlq)]
         self._partitions = partitions(topics)
         self._starts: dict[TopicPartition, int] = {}

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from infra import exit_codes
 from infra.broker import admin
 from infra.checkpoints import TopicPartition
+from infra.kafka_access import KafkaAccess
 from infra.progress import Progress
 from infra.topic_log import LogUnreadable, ends
 
@@ -86,12 +87,12 @@ class Watchdog:
 
     def __init__(
         self,
-        bootstrap_servers: str,
+        access: KafkaAccess,
         consumers: Iterable[Progress],
         after_s: float,
         end: Callable[[Sequence[str]], None] = end_process,
     ) -> None:
-        self._bootstrap_servers = bootstrap_servers
+        self._access = access
         self._watched = [(progress, Standstill(after_s)) for progress in consumers]
         self._after_s = after_s
         self._end = end
@@ -107,7 +108,7 @@ class Watchdog:
             self._thread.join()
 
     def _run(self) -> None:
-        client = admin(self._bootstrap_servers)
+        client = admin(self._access)
         looked = time.monotonic()
         while not self._closing.wait(self._after_s / LOOKS_PER_PERIOD):
             # Not a process that was stopped and let go on (SIGSTOP, a machine put to sleep): its partitions

@@ -7,6 +7,9 @@ from functools import cached_property
 
 from schemas.declare import Evidence, Pipeline, Processor, Table, Topic
 
+RUN_INFIX = "-replay-"
+"""Between a declared topic's name and the run's number."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunTopic(Topic):
@@ -37,7 +40,7 @@ class RunSource(Topic):
 
 def run_topic_name(name: str, run_id: int) -> str:
     """The name of a run's own counterpart of a declared topic."""
-    return f"{name}-replay-{run_id}"
+    return f"{name}{RUN_INFIX}{run_id}"
 
 
 def replayed(pipeline: Pipeline, run_id: int) -> Pipeline:

@@ -18,7 +18,7 @@ def main(settings: Settings, health: Health) -> None:
     rows = importlib.import_module(f"sinks.{pipeline.name}").ROWS
     sink = Sink(settings, pipeline, rows, health, settings.text("instance"))
     process.on_termination(sink.ending.set)
-    watched = Watchdog(settings.kafka_bootstrap_servers, [sink.progress], settings.number("watchdog_s"))
+    watched = Watchdog(settings.kafka, [sink.progress], settings.number("watchdog_s"))
     sink.run()
     watched.close()
 

@@ -36,7 +36,7 @@ class SinkStage:
             pipeline,
             mappings,
             codec,
-            result_producer(settings.kafka_bootstrap_servers),
+            result_producer(settings.kafka),
             database_url,
             Progress(self.name, [t.name for t in pipeline.sink_topics], Health()),
             replaying=not in_place,

@@ -45,13 +45,13 @@ class Sink:
             pipeline,
             mappings,
             self._codec,
-            result_producer(settings.kafka_bootstrap_servers),
+            result_producer(settings.kafka),
             lambda: sink_url(settings.database_url),
             self.progress,
             DeadLetterLimit(pipeline.sink_name, settings.number("dead_letter_limit_pct")),
         )
         self._source = Source(
-            settings.kafka_bootstrap_servers,
+            settings.kafka,
             pipeline.sink_name,
             self.writer.topics,
             claim=self.writer.claim,

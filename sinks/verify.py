@@ -63,7 +63,7 @@ def verify(
         with connection.transaction():
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             log_check = Check("positions: each fits its topic")
-            standing = stand(connection, settings.kafka_bootstrap_servers, pipeline, first, last, log_check)
+            standing = stand(connection, settings.kafka, pipeline, first, last, log_check)
             verification = _Verification(settings, connection, codec, pipeline, standing, progress)
             checks = [log_check]
             offsets: list[Offsets] = []
@@ -86,7 +86,7 @@ class _Verification:
         standing: Standing,
         progress: Progress,
     ) -> None:
-        self._bootstrap_servers = settings.kafka_bootstrap_servers
+        self._access = settings.kafka
         self._connection = connection
         self._codec = codec
         self._pipeline = pipeline
@@ -100,13 +100,13 @@ class _Verification:
         pipeline, standing = self._pipeline, self._standing
         offsets: list[Offsets] = []
         evidence: list[Check] = []
-        waiting = on_the_way(self._bootstrap_servers, self._codec, pipeline, standing)
+        waiting = on_the_way(self._access, self._codec, pipeline, standing)
         with_evidence = {e.topic.name for e in pipeline.evidence}
         for topic in pipeline.topics:
             if topic.name in with_evidence:
                 self._progress(f"{pipeline.name}: reading {topic.name}")
                 found, checks = check_evidence(
-                    self._connection, self._bootstrap_servers, self._codec, pipeline, topic, standing, waiting
+                    self._connection, self._access, self._codec, pipeline, topic, standing, waiting
                 )
                 offsets.append(found)
                 evidence += checks
@@ -139,7 +139,7 @@ class _Verification:
         # The database compares one lot while the next is read.
         with ThreadPoolExecutor(1, thread_name_prefix="compare") as thread:
             comparing = thread.submit(_compare, tables, [t.take() for t in tables])
-            for messages in read(self._bootstrap_servers, {at: s[0] for at, s in spans.items()}, ends):
+            for messages in read(self._access, {at: s[0] for at, s in spans.items()}, ends):
                 records += len(messages)
                 others: Sequence[Message] = messages
                 if by_column is not None:
@@ -242,7 +242,7 @@ class _Verification:
         records = 0
         first, end = {p: s[0] for p, s in spans.items()}, {p: s[1] for p, s in spans.items()}
         positions = {at: self._standing.position(who, at) for at in spans}
-        for messages in read(self._bootstrap_servers, first, end):
+        for messages in read(self._access, first, end):
             for message in messages:
                 records += 1
                 at = TopicPartition(topic.name, int(message.partition() or 0))
@@ -273,7 +273,7 @@ class _Verification:
             complete = complete and begin == 0
             offsets = Offsets(topic.name, sink, expired=begin)
             reread = Reread()
-            for messages in read(self._bootstrap_servers, {at: begin}, {at: end}):
+            for messages in read(self._access, {at: begin}, {at: end}):
                 for message in messages:
                     self._reread_letter(topic, message, offsets, reread, on_topic)
             offsets.skipped = end - begin - len(reread.offsets)

@@ -28,7 +28,7 @@ def main(settings: Settings, health: Health) -> None:
         worker = Worker(
             settings, pipeline, logics, health, settings.text("instance"), partial(command, pipeline.name)
         )
-        watched = Watchdog(settings.kafka_bootstrap_servers, worker.progresses, settings.number("watchdog_s"))
+        watched = Watchdog(settings.kafka, worker.progresses, settings.number("watchdog_s"))
         await worker.run(ending)
         watched.close()
 

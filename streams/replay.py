@@ -41,7 +41,7 @@ class ProcessorStage:
             processor,
             logic,
             codec,
-            result_producer(settings.kafka_bootstrap_servers),
+            result_producer(settings.kafka),
             database_url,
             Progress(processor.name, [t.name for t in processor.sources], Health()),
             held_back=held_back,

@@ -82,7 +82,7 @@ class Feeder:
         # One thread: whatever blocks (poll, decode, database) is in order, and never in the event loop.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=runner.processor.name)
         self._source = Source(
-            settings.kafka_bootstrap_servers,
+            settings.kafka,
             runner.processor.name,
             [t.name for t in runner.processor.sources],
             claim=runner.claim,
@@ -211,7 +211,7 @@ class Worker:
                     processor,
                     logics[processor.name](),
                     codec,
-                    result_producer(settings.kafka_bootstrap_servers),
+                    result_producer(settings.kafka),
                     lambda: settings.database_url,
                     Progress(processor.name, [t.name for t in processor.sources], health),
                     DeadLetterLimit(processor.name, settings.number("dead_letter_limit_pct")),

@@ -106,7 +106,7 @@ def database(registry: Settings) -> Settings:
 
 
 def _delete_topics(settings: Settings) -> None:
-    client = admin(settings.kafka_bootstrap_servers)
+    client = admin(settings.kafka)
 
     def ours() -> list[str]:
         return [name for name in client.list_topics(timeout=10).topics if not name.startswith("_")]
@@ -145,7 +145,7 @@ def accounts(codec: Codec, database: Settings) -> Accounts:
     """The example pipeline under names of its own: topics, schemas and tables are there and empty."""
     made = Accounts(f"t{next(_NUMBERS)}")
     topics = made.pipeline.topics
-    ensure_topics(database.kafka_bootstrap_servers, [TopicSpec.of(x) for t in topics for x in (t, t.dlq)])
+    ensure_topics(database.kafka, [TopicSpec.of(x) for t in topics for x in (t, t.dlq)])
     for topic in topics:
         codec.register(topic)
         codec.register(topic.dlq)

@@ -29,8 +29,11 @@ def processes(settings: Settings) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def running(name: str, offset: int) -> Iterator[Settings]:
-    """A fresh instance with all processes ready, `offset` ports above the tests'; purged at the end."""
+def running(name: str, offset: int, *options: str) -> Iterator[Settings]:
+    """A fresh instance with all processes ready, `offset` ports above the tests'; purged at the end.
+
+    `options` are those of `millrace up`.
+    """
     environ = {
         **{k: v for k, v in os.environ.items() if k not in _ADDRESSES},
         "MILLRACE_HOME": str(HOME.parent / f"test-{name}"),
@@ -39,7 +42,7 @@ def running(name: str, offset: int) -> Iterator[Settings]:
     settings = Settings(environ)
     millrace(settings, "down", "--purge")  # what a killed session left
     try:
-        up = millrace(settings, "up")
+        up = millrace(settings, "up", *options)
         assert up.returncode == 0, up.stderr
         yield settings
     finally:

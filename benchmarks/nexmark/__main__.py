@@ -82,8 +82,8 @@ def fill(settings: Settings, codec: Codec, rows: Rows) -> None:
 def values_of(settings: Settings, found_in: Topic) -> Iterator[list[bytes]]:
     """The values of all records that a topic has now, in lists."""
     places = partitions([found_in])
-    end = ends(admin(settings.kafka_bootstrap_servers), places)
-    for messages in read(settings.kafka_bootstrap_servers, dict.fromkeys(places, 0), end):
+    end = ends(admin(settings.kafka), places)
+    for messages in read(settings.kafka, dict.fromkeys(places, 0), end):
         yield [message.value() or b"" for message in messages]
 
 
@@ -103,7 +103,7 @@ def main() -> int:
         for rows in (longer.persons, longer.auctions, stream.bids):
             fill(settings, codec, rows)
         wanted = {query: expected(query, longer if query == "q8" else stream) for query in queries}
-        client = admin(settings.kafka_bootstrap_servers)
+        client = admin(settings.kafka)
         before = set(client.list_topics(timeout=ADMIN_SECONDS).topics)
 
         def one(name: str, n: int) -> Run:

@@ -101,6 +101,6 @@ class Declared:
 def create(settings: Settings, codec: Codec, topics: Iterable[Topic]) -> None:
     """Make the topics that are missing, with their schemas."""
     wanted = list(topics)
-    ensure_topics(settings.kafka_bootstrap_servers, [TopicSpec.of(t) for t in wanted])
+    ensure_topics(settings.kafka, [TopicSpec.of(t) for t in wanted])
     for one in wanted:
         codec.register(one)

@@ -67,7 +67,7 @@ class Bridge:
         for condition in ("mqtt", "broker"):
             health.failing(condition, "starting")
         self._codec = Codec(settings.schema_registry_url)
-        self._producer = producer(settings.kafka_bootstrap_servers, error_cb=self._on_kafka_error)
+        self._producer = producer(settings.kafka, error_cb=self._on_kafka_error)
         self._url = urlsplit(settings.mqtt_url)
         self._client = Client(
             CallbackAPIVersion.VERSION2, client_id=client_id, protocol=MQTTv5, manual_ack=True

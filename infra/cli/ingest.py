@@ -41,7 +41,7 @@ def ingest(
     settings = Settings.load()
     try:
         pipeline = PIPELINES[domain]
-        kafka(settings.kafka_bootstrap_servers)
+        kafka(settings.kafka)
         registry(settings.schema_registry_url)
     except DeclarationError as error:
         raise typer.BadParameter(str(error), param_hint="DOMAIN") from None
@@ -97,7 +97,7 @@ def _ingest_folder(settings: Settings, module: Any, path: Path, *, as_json: bool
     async def run() -> None:
         nonlocal sent
         with closing(Codec(settings.schema_registry_url)) as codec:
-            publisher = Publisher(settings.kafka_bootstrap_servers, codec, name="ingest")
+            publisher = Publisher(settings.kafka, codec, name="ingest")
             try:
                 shown = time.monotonic()
                 async for one in module.ingest_folder(files, publisher, FolderStore(settings.object_store)):

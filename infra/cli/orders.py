@@ -53,7 +53,7 @@ def opening_stock(
         stock = derive(file.iter_batches(columns=["sku", "quantity"]), wanted)
     settings = Settings.load()
     codec = Codec(settings.schema_registry_url)
-    sender = producer(settings.kafka_bootstrap_servers)
+    sender = producer(settings.kafka)
     failed: list[str] = []
     sent = 0
     for event in receipts(stock):

@@ -12,7 +12,7 @@ import typer
 from infra import supervisor
 from infra.cli import processes
 from infra.services import ServiceStatus, choose
-from infra.settings import Settings
+from infra.settings import SETTINGS, Settings
 
 app = typer.Typer()
 
@@ -50,9 +50,19 @@ def up(
     services_only: Annotated[
         bool, typer.Option("--services-only", help="Leave the processes of the platform out.")
     ] = False,
+    secure: Annotated[
+        bool,
+        typer.Option(
+            "--secure",
+            help="Kafka with TLS, a name and password for each process, and what nobody was allowed denied."
+            " The instance stays so.",
+        ),
+    ] = False,
 ) -> None:
     """Start services and processes. Those that run are left alone; those given up on are tried again."""
     settings = Settings.load()
+    if secure:
+        settings = Settings({**settings.environ, SETTINGS["secure"].variable: "1"})
     if services_only:
         start_services(settings)
     else:

@@ -106,7 +106,7 @@ def trace(
             connect(settings.database_url, "millrace-trace") as connection,
             closing(Codec(settings.schema_registry_url)) as codec,
         ):
-            tracer = Tracer(connection, codec, settings.kafka_bootstrap_servers, PIPELINES)
+            tracer = Tracer(connection, codec, settings.kafka, PIPELINES)
             if row is not None:
                 rows = tracer.row(row)
                 typer.echo(_json(rows) if as_json else "\n\n".join(map(_traced, rows)))

@@ -165,11 +165,11 @@ def recover(settings: Settings, pipelines: Pipelines, connection: Connection, ac
     topics = {t.name: t for p in pipelines for t in p.topics}
     wanted = partitions([topics[name] for name in {str(topic) for _, topic, _, _ in rows} if name in topics])
     since = min(at for *_, at in rows if isinstance(at, datetime))
-    client = admin(settings.kafka_bootstrap_servers)
+    client = admin(settings.kafka)
     first = at_time(client, wanted, int(since.timestamp() * 1000) - CLOCK_MARGIN_MS)
     found: dict[int, TopicPartition] = {}
     offsets: dict[int, int] = {}
-    for messages in read(settings.kafka_bootstrap_servers, first, ends(client, wanted)):
+    for messages in read(settings.kafka, first, ends(client, wanted)):
         for message in messages:
             letter = headers.get(_redrive_of(message) or b"")
             if letter is not None and letter not in found:
@@ -198,7 +198,7 @@ class _Sender:
         note: str | None,
     ) -> None:
         self._producer = producer(
-            settings.kafka_bootstrap_servers,
+            settings.kafka,
             **{"message.timeout.ms": ACKNOWLEDGE_MS, "client.id": "millrace-redrive"},
         )
         self._pipelines, self._connection, self._codec = pipelines, connection, codec

@@ -98,7 +98,7 @@ def _reached(
             ).format(sql.Identifier(run.schema))
         )
     }
-    client = admin(settings.kafka_bootstrap_servers)
+    client = admin(settings.kafka)
     results = [TopicPartition(t.name, n) for t in declared.sink_topics for n in range(t.partitions)]
     # Asked after the snapshot was taken: what it shows lies below.
     result_ends = ends(client, results)
@@ -108,9 +108,7 @@ def _reached(
     if not unread:
         return result_ends
     first_ms = None
-    for messages in read(
-        settings.kafka_bootstrap_servers, unread, {at: offset + 1 for at, offset in unread.items()}
-    ):
+    for messages in read(settings.kafka, unread, {at: offset + 1 for at, offset in unread.items()}):
         for message in messages:
             ms = message.timestamp()[1]
             first_ms = ms if first_ms is None else min(first_ms, ms)

@@ -13,9 +13,11 @@ from confluent_kafka import TopicPartition as KafkaPartition
 from infra.broker import LIBRDKAFKA, PartitionBatch, admin, topic_ids
 from infra.checkpoints import Claim, LogBounds, PositionRefused, TopicPartition
 from infra.codec import RegistryUnavailable
+from infra.kafka_access import KafkaAccess
 from infra.settings import Settings
 from infra.topic_log import ends, partitions, starts
 from schemas.declare import Topic
+from schemas.grants import LOG_READER
 
 POLL_SECONDS = 0.05
 CHECKPOINT_SECONDS = 1.0
@@ -51,11 +53,11 @@ class Stage(Protocol):
 class LogReader:
     """Reads partitions from where a claim says, up to a limit that may rise."""
 
-    def __init__(self, bootstrap_servers: str, claims: Mapping[TopicPartition, Claim]) -> None:
+    def __init__(self, access: KafkaAccess, claims: Mapping[TopicPartition, Claim]) -> None:
         self._consumer = Consumer(
             {
-                "bootstrap.servers": bootstrap_servers,
-                "group.id": "millrace-replay",  # required, but no group is joined and nothing is committed
+                **access.config(),
+                "group.id": LOG_READER,  # required, but no group is joined and nothing is committed
                 "enable.auto.commit": False,
                 "auto.offset.reset": "error",
                 "isolation.level": "read_committed",
@@ -170,7 +172,7 @@ class Engine:
         self._stages = stages
         self._throttle = Throttle(rate)
         self._readers: list[LogReader] = []
-        self._admin = admin(settings.kafka_bootstrap_servers)
+        self._admin = admin(settings.kafka)
         self.sources: set[str] = set()
         """Names of the live topics; the stages' other topics are the run's own, read to their ends."""
 
@@ -179,10 +181,10 @@ class Engine:
         self.sources = {t.name for t in sources}
         for stage in self._stages:
             wanted = partitions(stage.topics)
-            ids = topic_ids(self._settings.kafka_bootstrap_servers, {at.topic for at in wanted})
+            ids = topic_ids(self._settings.kafka, {at.topic for at in wanted})
             start, end = starts(self._admin, wanted), ends(self._admin, wanted)
             claims = stage.claim({at: LogBounds(ids[at.topic], start[at], end[at]) for at in wanted})
-            self._readers.append(LogReader(self._settings.kafka_bootstrap_servers, claims))
+            self._readers.append(LogReader(self._settings.kafka, claims))
 
     def close(self) -> None:
         for reader in self._readers:

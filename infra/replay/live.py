@@ -34,7 +34,7 @@ class Live:
     def __init__(
         self, settings: Settings, pipeline: Pipeline, sources: list[Topic], *, in_place: bool = False
     ) -> None:
-        self._admin = admin(settings.kafka_bootstrap_servers)
+        self._admin = admin(settings.kafka)
         self._pipeline = pipeline
         self._sources = sources
         self._results = partitions(pipeline.sink_topics)

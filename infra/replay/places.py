@@ -115,7 +115,7 @@ def resolve(
     """
     topics = source_topics(pipeline, in_place=in_place)
     wanted = partitions(topics)
-    client = admin(settings.kafka_bootstrap_servers)
+    client = admin(settings.kafka)
     start, end = starts(client, wanted), ends(client, wanted)
     if event_time:
         first, last = _by_event_time(settings, client, codec, topics, since, until, start, end)
@@ -197,7 +197,7 @@ def _by_event_time(
     scan = dict(start) if since_ms is None else at_time(client, start, since_ms - FUTURE_MS)
     first = dict(start) if since_ms is None else dict(end)
     last = dict(scan)
-    for messages in read(settings.kafka_bootstrap_servers, scan, end):
+    for messages in read(settings.kafka, scan, end):
         for message in messages:
             at = TopicPartition(str(message.topic()), int(message.partition() or 0))
             offset, topic = int(message.offset() or 0), by_name[at.topic]
@@ -221,9 +221,7 @@ def _append_times(
     """The append time of the record at each offset; nothing for a partition that ends there."""
     found: dict[TopicPartition, int] = {}
     wanted = {at: offset for at, offset in offsets.items() if offset < end[at]}
-    for messages in read(
-        settings.kafka_bootstrap_servers, wanted, {at: offset + 1 for at, offset in wanted.items()}
-    ):
+    for messages in read(settings.kafka, wanted, {at: offset + 1 for at, offset in wanted.items()}):
         for message in messages:
             at = TopicPartition(str(message.topic()), int(message.partition() or 0))
             found[at] = message.timestamp()[1]

@@ -73,7 +73,7 @@ def plan(
     in_place: bool = False,
 ) -> Plan:
     """Look ahead. Raises `LogUnreadable`, `RegistryUnavailable`, `psycopg.Error`."""
-    client = admin(settings.kafka_bootstrap_servers)
+    client = admin(settings.kafka)
     end = ends(client, places.sources)
     last = {at: end[at] if p.last is None else p.last for at, p in places.sources.items()}
     remembered = memories(declared, in_place=in_place)
@@ -141,7 +141,7 @@ def _spans(
     for heads in (parts[::2], parts[1::2]):
         wanted = {at: (first, until) for at, first, until in heads if first < until}
         for messages in read(
-            settings.kafka_bootstrap_servers,
+            settings.kafka,
             {at: first for at, (first, _) in wanted.items()},
             {at: until for at, (_, until) in wanted.items()},
         ):

@@ -186,7 +186,7 @@ def create(
 
 def prepare_topics(settings: Settings, run: Run, declared: Pipeline) -> None:
     """Create those of the run's own topics that are missing."""
-    ensure_topics(settings.kafka_bootstrap_servers, map(TopicSpec.of, own_topics(run.of(declared))))
+    ensure_topics(settings.kafka, map(TopicSpec.of, own_topics(run.of(declared))))
 
 
 def _first_positions(settings: Settings, connection: Connection, run: Run, declared: Pipeline) -> None:
@@ -194,7 +194,7 @@ def _first_positions(settings: Settings, connection: Connection, run: Run, decla
     readers = [(p.name, t.name) for p in pipeline.processors for t in p.sources]
     read_by_sink = {t.name for t in pipeline.sink_topics}
     readers += [(pipeline.sink_name, t.name) for t in pipeline.inputs if t.name in read_by_sink]
-    ids = topic_ids(settings.kafka_bootstrap_servers, {topic for _, topic in readers})
+    ids = topic_ids(settings.kafka, {topic for _, topic in readers})
     with connection.cursor() as cursor:
         cursor.executemany(
             sql.SQL(
@@ -240,7 +240,7 @@ def abort(settings: Settings, connection: Connection, run: Run, declared: Pipeli
             if connection.execute("SELECT to_regnamespace(%s)", (schema,)).fetchone() != (None,):
                 connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema)))
                 gone.append(f"schema {schema}")
-    client = admin(settings.kafka_bootstrap_servers)
+    client = admin(settings.kafka)
     known = client.list_topics(timeout=ADMIN_SECONDS).topics
     names = [t.name for t in own_topics(run.of(declared)) if t.name in known]
     if names:

@@ -79,7 +79,7 @@ def work(
             first: dict[TopicPartition, int] = {at: p.first for at, p in places.items()}
             engine.run_until(lambda: first, look)
         results = partitions(t for t in run.of(declared).sink_topics if t.origin != t.name)
-        warm_ends = ends(admin(settings.kafka_bootstrap_servers), results) if results else {}
+        warm_ends = ends(admin(settings.kafka), results) if results else {}
         with connection.transaction():
             if not run.in_place:
                 comparison.kept(connection, runs.find(connection, run.run_id), declared)

@@ -62,13 +62,18 @@ class Services(Protocol):
 def choose(settings: Settings) -> Services:
     """The way that MILLRACE_SERVICES names; with `auto`, Docker where its daemon answers, else native.
 
-    An instance that holds native data stays native, also when a daemon appears later.
+    An instance that holds native data, or is secured, stays native, also when a daemon appears later.
     """
     from infra.services.docker import DockerServices, daemon_answers
     from infra.services.native import NativeServices
 
     way = settings.text("services")
-    native_data = (settings.home_path / "kafka").exists()
+    native_data = settings.secure or (settings.home_path / "kafka").exists()
+    if settings.secure and way == "docker":
+        raise SettingError(
+            "the secure profile is for native services, but MILLRACE_SERVICES='docker'; unset it, or leave"
+            " out --secure (MILLRACE_SECURE)"
+        )
     if way == "docker" or (way == "auto" and not native_data and daemon_answers()):
         return DockerServices(settings)
     if way in ("auto", "native"):

@@ -66,6 +66,10 @@ class Component(ABC):
         """What is made inside the running service before `up` returns. Repeating it changes nothing."""
         return
 
+    def check_running(self) -> None:
+        """Raises `ServiceError` where the process that runs was started by other settings than ours."""
+        return
+
     def user(self) -> str | None:
         """The account to run as; None for our own."""
         return None

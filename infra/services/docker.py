@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from infra.kafka_access import KafkaAccess
 from infra.services import Progress, ServiceError, ServiceStatus, probe
 from infra.services.credentials import ensure_secret
 from infra.services.probe import ProbeError
@@ -34,7 +35,7 @@ START_TIMEOUT_S = 300.0
 # compose service -> (variable of its port, distance from the port base, question). No question: its health
 # check alone decides.
 CONTAINERS: dict[str, tuple[str, int, Callable[[str], str] | None]] = {
-    "kafka": ("KAFKA_PORT", PORT_KAFKA, probe.kafka),
+    "kafka": ("KAFKA_PORT", PORT_KAFKA, lambda address: probe.kafka(KafkaAccess(address))),
     "registry": ("REGISTRY_PORT", PORT_REGISTRY, lambda address: probe.registry(f"http://{address}")),
     "postgres": ("POSTGRES_PORT", PORT_POSTGRES, None),
     "redis": ("REDIS_PORT", PORT_REDIS, lambda address: probe.redis(f"redis://{address}/0")),

@@ -85,8 +85,10 @@ class NativeServices:
             log = self.settings.home_path / "logs" / f"{component.name}.log"
             process.start(component.command(), log, user=component.user(), environ=component.environ())
         else:
+            component.check_running()
             with contextlib.suppress(ProbeError):
                 component.probe()
+                component.complete()
                 return
         self._await(component, process)
         progress(f"{component.name} is ready after {time.monotonic() - began:.1f} s")

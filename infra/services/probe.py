@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from http.client import HTTPException
 from urllib.parse import urlsplit
 
+from infra.kafka_access import KafkaAccess
+
 TIMEOUT_S = 5.0
 
 
@@ -49,14 +51,14 @@ def connect(url: str) -> None:
         pass
 
 
-def brokers(bootstrap_servers: str) -> list[str]:
+def brokers(access: KafkaAccess) -> list[str]:
     """The addresses that the registered brokers advertise; fails while there is none."""
-    return _cluster(bootstrap_servers)[0]
+    return _cluster(access)[0]
 
 
-def kafka(bootstrap_servers: str) -> str:
+def kafka(access: KafkaAccess) -> str:
     """Asks for the cluster's metadata, and for every address that its brokers advertise."""
-    advertised, topics = _cluster(bootstrap_servers)
+    advertised, topics = _cluster(access)
     for address in advertised:
         try:
             connect(address)
@@ -65,14 +67,12 @@ def kafka(bootstrap_servers: str) -> str:
     return f"advertises {', '.join(advertised)}, {topics} topics"
 
 
-def _cluster(bootstrap_servers: str) -> tuple[list[str], int]:
-    connect(
-        bootstrap_servers
-    )  # a refused connection is told at once, librdkafka would retry until the timeout
+def _cluster(access: KafkaAccess) -> tuple[list[str], int]:
+    connect(access.servers)  # a refused connection is told at once, librdkafka would retry until the timeout
     from confluent_kafka import KafkaError, KafkaException
     from confluent_kafka.admin import AdminClient
 
-    client = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0})
+    client = AdminClient({**access.config(), "log_level": 0})
     try:
         metadata = client.list_topics(timeout=TIMEOUT_S)
     except KafkaException as error:

@@ -140,6 +140,19 @@ HTTP_REQUESTS = _counter(
 HTTP_SECONDS = _histogram(
     "http_request_seconds", ("service", "method", "route"), "seconds", "Time to answer an HTTP request."
 )
+STREAM_LISTENERS = _gauge(
+    "stream_listeners", (), "connections", "Connections that are told of events as they are appended."
+)
+STREAM_RECORDS = _counter(
+    "stream_records_total", ("topic",), "records", "Records decoded for such connections, once for all."
+)
+STREAM_DROPPED = _counter(
+    "stream_dropped_total",
+    ("outcome",),
+    "connections",
+    "Such connections ended from here: `slow`, `unreadable`, `beyond` (a position that does not exist),"
+    " `denied` (not allowed any more), `ending` (this process).",
+)
 MQTT_MESSAGES = _counter(
     "mqtt_messages_total",
     ("topic", "outcome"),

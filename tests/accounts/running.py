@@ -28,7 +28,7 @@ from tests.accounts import Accounts
 
 def send(settings: Settings, codec: Codec, topic: Topic, events: list[dict[str, Any] | bytes]) -> None:
     """Append events, keyed as declared, and raw bytes under key `a`; all are acknowledged on return."""
-    sender = producer(settings.kafka_bootstrap_servers)
+    sender = producer(settings.kafka)
     for event in events:
         if isinstance(event, bytes):
             sender.produce(topic.name, event, "a")
@@ -119,7 +119,7 @@ def drained(
 ) -> None:
     """Wait until every consumer of the pipeline stands at the end of all that it reads."""
     topics = [x for t in accounts.pipeline.topics for x in (t, t.dlq)]
-    client = admin(settings.kafka_bootstrap_servers)
+    client = admin(settings.kafka)
     until = time.monotonic() + seconds
     behind: list[str] = []
     with connect(settings.database_url) as connection:

@@ -39,6 +39,6 @@ def undeclared_topic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Topic:
 @pytest.fixture
 def topic(registry: Settings, codec: Codec, undeclared_topic: Topic) -> Topic:
     """The same, created and registered."""
-    ensure_topics(registry.kafka_bootstrap_servers, [TopicSpec.of(undeclared_topic)])
+    ensure_topics(registry.kafka, [TopicSpec.of(undeclared_topic)])
     codec.register(undeclared_topic)
     return undeclared_topic

@@ -107,17 +107,17 @@ def write_rows(path: Path, rows: int) -> None:
 def topic(registry: Settings, codec: Codec) -> Topic:
     """A new topic for each test, its schema registered."""
     found = topic_named(f"ingest-{time.time_ns()}")
-    ensure_topics(registry.kafka_bootstrap_servers, [TopicSpec.of(found)])
+    ensure_topics(registry.kafka, [TopicSpec.of(found)])
     codec.register(found)
     return found
 
 
 def records(settings: Settings, codec: Codec, topic: Topic) -> list[tuple[str, Event]]:
     """Everything in the topic, partition by partition in order: key and event."""
-    client = admin(settings.kafka_bootstrap_servers)
+    client = admin(settings.kafka)
     wanted = partitions([topic])
     found: dict[int, list[tuple[str, Event]]] = {p.partition: [] for p in wanted}
-    for messages in read(settings.kafka_bootstrap_servers, starts(client, wanted), ends(client, wanted)):
+    for messages in read(settings.kafka, starts(client, wanted), ends(client, wanted)):
         for m in messages:
             found[m.partition() or 0].append(
                 ((m.key() or b"").decode(), codec.decode(topic, m.value()).event)
@@ -126,7 +126,7 @@ def records(settings: Settings, codec: Codec, topic: Topic) -> list[tuple[str, E
 
 
 def count(settings: Settings, topic: Topic) -> int:
-    return sum(ends(admin(settings.kafka_bootstrap_servers), partitions([topic])).values())
+    return sum(ends(admin(settings.kafka), partitions([topic])).values())
 
 
 RUN = textwrap.dedent("""
@@ -161,7 +161,7 @@ def test_an_ingest_that_is_killed_twice_sends_every_row_exactly_once_in_order(
     monkeypatch.setattr(files, "BATCH_ROWS", 500)
     rows, path = 40_000, tmp_path / "rows.parquet"
     write_rows(path, rows)
-    reached, client = 0, admin(registry.kafka_bootstrap_servers)
+    reached, client = 0, admin(registry.kafka)
 
     def count() -> int:
         return sum(ends(client, partitions([topic])).values())
@@ -224,13 +224,13 @@ def test_both_forms_of_a_file_are_one_ingest(
     write_rows(path, 3_000)
     values: list[list[bytes]] = []
     for one in (topic, topic_named(f"{topic.name}-by-column")):
-        ensure_topics(registry.kafka_bootstrap_servers, [TopicSpec.of(one)])
+        ensure_topics(registry.kafka, [TopicSpec.of(one)])
         codec.register(one)
         source = source_of(one, by_column=one is not topic)
         assert ingest(registry, pipeline_of(one), path, sources=[source]).sent == 3_000
         wanted = partitions([one])
-        end = ends(admin(registry.kafka_bootstrap_servers), wanted)
-        found = read(registry.kafka_bootstrap_servers, dict.fromkeys(wanted, 0), end)
+        end = ends(admin(registry.kafka), wanted)
+        found = read(registry.kafka, dict.fromkeys(wanted, 0), end)
         values.append(sorted((m.value() or b"")[5:] for messages in found for m in messages))
     assert values[0] == values[1]
     for note in (registry.home_path / "ingest").glob("*.json"):

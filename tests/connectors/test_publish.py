@@ -19,6 +19,7 @@ from prometheus_client import REGISTRY
 from connectors.publish import Event, Publisher, Receipt
 from infra.broker import TopicSpec, ensure_topics
 from infra.codec import Codec
+from infra.kafka_access import KafkaAccess
 from infra.problems import Problem
 from infra.services import choose
 from infra.services.kafka import Kafka
@@ -28,13 +29,13 @@ from schemas.declare import Topic
 
 T = TypeVar("T")
 
-NOBODY = "127.0.0.1:1"
+NOBODY = KafkaAccess("127.0.0.1:1")
 """An address where no broker is."""
 
 
 @pytest.fixture
-def broker(registry: Settings) -> str:
-    return registry.kafka_bootstrap_servers
+def broker(registry: Settings) -> KafkaAccess:
+    return registry.kafka
 
 
 def event(n: int, device: str | None = None) -> Event:
@@ -47,17 +48,17 @@ def event(n: int, device: str | None = None) -> Event:
 
 
 @asynccontextmanager
-async def publishing(bootstrap: str, codec: Codec, **options: Any) -> AsyncIterator[Publisher]:
-    publisher = Publisher(bootstrap, codec, **{"name": "test", **options})
+async def publishing(access: KafkaAccess, codec: Codec, **options: Any) -> AsyncIterator[Publisher]:
+    publisher = Publisher(access, codec, **{"name": "test", **options})
     try:
         yield publisher
     finally:
         await publisher.close()
 
 
-def read(bootstrap: str, topic: Topic, partition: int, offset: int, records: int = 1) -> list[Message]:
+def read(access: KafkaAccess, topic: Topic, partition: int, offset: int, records: int = 1) -> list[Message]:
     """The records from an offset on, by a plain consumer."""
-    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "reader", "auto.offset.reset": "error"})
+    consumer = Consumer({**access.config(), "group.id": "reader", "auto.offset.reset": "error"})
     try:
         consumer.assign([TopicPartition(topic.name, partition, offset)])
         found: list[Message] = []
@@ -69,9 +70,9 @@ def read(bootstrap: str, topic: Topic, partition: int, offset: int, records: int
         consumer.close()
 
 
-def ends(bootstrap: str, topic: Topic) -> list[int]:
+def ends(access: KafkaAccess, topic: Topic) -> list[int]:
     """The end offset of each partition."""
-    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "reader"})
+    consumer = Consumer({**access.config(), "group.id": "reader"})
     try:
         return [
             consumer.get_watermark_offsets(TopicPartition(topic.name, n), timeout=10)[1]
@@ -88,7 +89,7 @@ async def refused(publish: Coroutine[Any, Any, T]) -> Problem:
 
 
 def test_an_acknowledged_record_stands_at_the_place_of_its_receipt(
-    broker: str, codec: Codec, topic: Topic
+    broker: KafkaAccess, codec: Codec, topic: Topic
 ) -> None:
     """When `publish` returns, a plain consumer reads this very record at the receipt's place."""
 
@@ -104,7 +105,9 @@ def test_an_acknowledged_record_stands_at_the_place_of_its_receipt(
     assert decoded.event == {**event(7), "tenant": "default", "note": None}
 
 
-def test_two_thousand_at_once_each_get_their_own_place(broker: str, codec: Codec, topic: Topic) -> None:
+def test_two_thousand_at_once_each_get_their_own_place(
+    broker: KafkaAccess, codec: Codec, topic: Topic
+) -> None:
     """2,000 concurrent publishes give 2,000 places, no record is lost or doubled, with few wake-ups."""
     wakes = 0
 
@@ -138,7 +141,7 @@ def test_two_thousand_at_once_each_get_their_own_place(broker: str, codec: Codec
     assert (before, after) == (None, 2_001.0)
 
 
-def test_many_events_of_a_key_keep_their_order(broker: str, codec: Codec, topic: Topic) -> None:
+def test_many_events_of_a_key_keep_their_order(broker: KafkaAccess, codec: Codec, topic: Topic) -> None:
     """`publish_many` puts one key's events in one partition, in the order given."""
 
     async def scenario() -> list[Receipt]:
@@ -167,7 +170,7 @@ def test_many_events_of_a_key_keep_their_order(broker: str, codec: Codec, topic:
     ],
 )
 def test_what_the_schema_refuses_is_named(
-    broker: str, codec: Codec, topic: Topic, change: dict[str, Any], field: str
+    broker: KafkaAccess, codec: Codec, topic: Topic, change: dict[str, Any], field: str
 ) -> None:
     """An event that does not fit the schema is a 422 naming the field, and none of its batch is sent."""
 
@@ -186,7 +189,7 @@ def test_what_the_schema_refuses_is_named(
     assert sum(ends(broker, topic)) == 0
 
 
-def test_a_record_larger_than_the_topic_takes_is_413(broker: str, codec: Codec, topic: Topic) -> None:
+def test_a_record_larger_than_the_topic_takes_is_413(broker: KafkaAccess, codec: Codec, topic: Topic) -> None:
     """An event beyond the record's limit is refused as too large, and the next one goes through."""
 
     async def scenario() -> Problem:
@@ -200,7 +203,7 @@ def test_a_record_larger_than_the_topic_takes_is_413(broker: str, codec: Codec, 
 
 
 def test_a_topic_that_does_not_exist_says_what_creates_it(
-    broker: str, codec: Codec, undeclared_topic: Topic
+    broker: KafkaAccess, codec: Codec, undeclared_topic: Topic
 ) -> None:
     """A missing schema or topic is 503, surely not accepted, and names the command that repairs it."""
 
@@ -218,7 +221,7 @@ def test_a_topic_that_does_not_exist_says_what_creates_it(
         assert int(problem.headers["Retry-After"]) > 0
 
 
-def test_a_registry_that_is_away_is_503(broker: str, codec: Codec, topic: Topic) -> None:
+def test_a_registry_that_is_away_is_503(broker: KafkaAccess, codec: Codec, topic: Topic) -> None:
     """Before a topic's first event the registry is needed; without it nothing is accepted."""
 
     async def scenario() -> Problem:
@@ -234,7 +237,7 @@ def test_a_registry_that_is_away_is_503(broker: str, codec: Codec, topic: Topic)
     assert sum(ends(broker, topic)) == 0
 
 
-def test_a_registry_that_hangs_is_503_in_time(broker: str, topic: Topic) -> None:
+def test_a_registry_that_hangs_is_503_in_time(broker: KafkaAccess, topic: Topic) -> None:
     """A registry that never answers holds an event up no longer than the broker may."""
 
     async def scenario(away: Codec) -> tuple[Problem, float]:
@@ -253,7 +256,7 @@ def test_a_registry_that_hangs_is_503_in_time(broker: str, topic: Topic) -> None
     assert seconds < 2.0
 
 
-def test_a_full_queue_is_waited_out(broker: str, codec: Codec, topic: Topic) -> None:
+def test_a_full_queue_is_waited_out(broker: KafkaAccess, codec: Codec, topic: Topic) -> None:
     """More events than the queue holds wait for room and all arrive."""
 
     async def scenario() -> list[Receipt]:
@@ -265,7 +268,7 @@ def test_a_full_queue_is_waited_out(broker: str, codec: Codec, topic: Topic) -> 
     assert sum(ends(broker, topic)) == 500
 
 
-def test_a_queue_that_stays_full_refuses_in_time(broker: str, codec: Codec, topic: Topic) -> None:
+def test_a_queue_that_stays_full_refuses_in_time(broker: KafkaAccess, codec: Codec, topic: Topic) -> None:
     """Without a broker, what found no room was surely not accepted; what was queued is unknown."""
 
     async def scenario() -> tuple[list[Problem], float]:
@@ -283,7 +286,7 @@ def test_a_queue_that_stays_full_refuses_in_time(broker: str, codec: Codec, topi
     assert (titles.count("Outcome unknown"), titles.count("Too busy")) == (10, 20)
 
 
-def test_closing_waits_for_what_is_under_way(broker: str, codec: Codec, topic: Topic) -> None:
+def test_closing_waits_for_what_is_under_way(broker: KafkaAccess, codec: Codec, topic: Topic) -> None:
     """Events handed over before `close` get their acknowledgement."""
 
     async def scenario() -> list[Receipt]:
@@ -320,11 +323,11 @@ def test_a_broker_that_is_killed_is_503_in_time_and_comes_back(
     instance.components = [kafka]
     instance.up(print)
     try:
-        ensure_topics(own.kafka_bootstrap_servers, [TopicSpec.of(topic)])
+        ensure_topics(own.kafka, [TopicSpec.of(topic)])
         codec.register(topic)
 
         async def scenario() -> list[Receipt]:
-            async with publishing(own.kafka_bootstrap_servers, codec, timeout_s=3.0) as publisher:
+            async with publishing(own.kafka, codec, timeout_s=3.0) as publisher:
                 receipts = [await publisher.publish(topic, event(n)) for n in range(20)]
                 assert await publisher.unreachable() is None
                 pid = instance.process(kafka).pid()
@@ -357,7 +360,7 @@ def test_a_broker_that_is_killed_is_503_in_time_and_comes_back(
 
         receipts = asyncio.run(scenario())
         for n, receipt in enumerate(receipts):
-            (message,) = read(own.kafka_bootstrap_servers, topic, receipt.partition, receipt.offset)
+            (message,) = read(own.kafka, topic, receipt.partition, receipt.offset)
             value = message.value()
             assert isinstance(value, bytes)
             decoded = codec.decode(topic, value)

@@ -53,9 +53,9 @@ def test_ticks_stand_in_the_topic(database: Settings, codec: Codec, accounts: Ac
         return at_ms
 
     run(database, [topic], ending, Health(), now_ms)
-    client, at = admin(database.kafka_bootstrap_servers), partitions([topic])
+    client, at = admin(database.kafka), partitions([topic])
     found = []
-    for messages in read(database.kafka_bootstrap_servers, dict.fromkeys(at, 0), ends(client, at)):
+    for messages in read(database.kafka, dict.fromkeys(at, 0), ends(client, at)):
         for message in messages:
             try:
                 codec.decode(topic, message.value())

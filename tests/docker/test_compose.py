@@ -159,7 +159,7 @@ def test_one_pipeline_end_to_end(instance: Settings) -> None:
         assert answer.status_code == 202, answer.text
     refused = submit(instance, transaction("d-3", 2) | {"amount_minor": -1})
     assert refused.status_code == 422 and "amount_minor" in refused.text
-    poison = producer(instance.kafka_bootstrap_servers)
+    poison = producer(instance.kafka)
     poison.produce(CARD_TRANSACTIONS.name, b"\xff\xfe no event", CARD)
     assert poison.flush(20) == 0
     until(lambda: (decided(instance), dead(instance)), lambda found: len(found[0]) > 1 and found[1])

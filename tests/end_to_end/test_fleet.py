@@ -78,7 +78,7 @@ def running(*arguments: str) -> Iterator[None]:
 def fleet(database: Settings, codec: Codec, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """The pipeline with one fence of ours, all its records sent, and what came of them in the tables."""
     topics = [x for t in PIPELINE.topics for x in (t, t.dlq)]
-    ensure_topics(database.kafka_bootstrap_servers, [TopicSpec.of(t) for t in topics])
+    ensure_topics(database.kafka, [TopicSpec.of(t) for t in topics])
     for topic in topics:
         codec.register(topic)
     path = tmp_path_factory.mktemp("fences") / "yard.geojson"
@@ -95,7 +95,7 @@ def fleet(database: Settings, codec: Codec, tmp_path_factory: pytest.TempPathFac
                     (body, answer.json()) if isinstance(body, list) else ([body], [answer.json()])
                 )
                 assert [r["event_id"] for r in receipts] == [e["event_id"] for e in events]
-        poison = producer(database.kafka_bootstrap_servers)
+        poison = producer(database.kafka)
         empty = dict.fromkeys(TRUCK_TELEMETRY.fields)
         value = codec.encode(TRUCK_TELEMETRY, {**empty, "tenant": "default", **INVALID})
         poison.produce(TRUCK_TELEMETRY.name, value, TRUCK)

@@ -73,7 +73,7 @@ def worker(settings: Settings) -> Iterator[None]:
 def orders(database: Settings, codec: Codec) -> Iterator[Settings]:
     """The pipeline's topics and schemas, its processors and its sink."""
     topics = [x for t in PIPELINE.topics for x in (t, t.dlq)]
-    ensure_topics(database.kafka_bootstrap_servers, [TopicSpec.of(t) for t in topics])
+    ensure_topics(database.kafka, [TopicSpec.of(t) for t in topics])
     for topic in topics:
         codec.register(topic)
     sink = Sink(database, PIPELINE, ROWS, Health())
@@ -201,7 +201,7 @@ def test_poison_stands_in_the_dead_letters(
         "currency": "EUR",
         "lines": [{"sku": "pan", "quantity": -1, "unit_price_minor": 1}],
     }
-    sender = producer(orders.kafka_bootstrap_servers)
+    sender = producer(orders.kafka)
     sender.produce(ORDER_EVENTS.name, b"\0 no Avro at all", b"e-4")
     sender.produce(ORDER_EVENTS.name, codec.encode(ORDER_EVENTS, event), b"e-4")
     assert sender.flush(20) == 0

@@ -21,7 +21,7 @@ EACH = 200
 
 def send(settings: Settings, codecs: list[tuple[Codec, Accounts]], first: int) -> None:
     """Deposits of 1, in turns from each producer with its own version of the schema."""
-    p = producer(settings.kafka_bootstrap_servers)
+    p = producer(settings.kafka)
     for n in range(first, first + EACH):
         codec, accounts = codecs[n % len(codecs)]
         event: dict[str, Any] = {

@@ -27,6 +27,7 @@ from infra import exit_codes
 from infra.broker import TopicSpec, admin, ensure_topics
 from infra.codec import Codec, Undecodable
 from infra.forkserver import Birth, ForkServer, adopt_orphans
+from infra.kafka_access import KafkaAccess
 from infra.postgres import connect
 from infra.settings import Settings
 from infra.topic_log import LogUnreadable, ends, partitions, read, starts
@@ -148,7 +149,7 @@ class Traffic:
 
     topic: Topic
     codec: Codec
-    bootstrap_servers: str
+    access: KafkaAccess
     seed: int
     events_total: int
     seconds: float
@@ -225,7 +226,7 @@ class Traffic:
         # Patient: what a broken broker leaves unacknowledged is sent until it is acknowledged.
         producer = Producer(
             {
-                "bootstrap.servers": self.bootstrap_servers,
+                **self.access.config(),
                 "acks": "all",
                 "enable.idempotence": True,
                 "linger.ms": 5,
@@ -265,7 +266,7 @@ class Rig:
     def prepare(self) -> None:
         """Topics, schemas and tables."""
         topics = [x for t in self.accounts.pipeline.topics for x in (t, t.dlq)]
-        ensure_topics(self.settings.kafka_bootstrap_servers, [TopicSpec.of(t) for t in topics])
+        ensure_topics(self.settings.kafka, [TopicSpec.of(t) for t in topics])
         for topic in topics:
             self.codec.register(topic)
         with connect(self.settings.database_url) as connection:
@@ -296,7 +297,7 @@ class Rig:
         return Traffic(
             self.accounts.deposits,
             self.codec,
-            self.settings.kafka_bootstrap_servers,
+            self.settings.kafka,
             seed,
             events_total,
             seconds,
@@ -324,7 +325,7 @@ class Rig:
         )
 
     def _behind(self, consumer: str, topics: Sequence[Topic]) -> dict[str, int]:
-        client = admin(self.settings.kafka_bootstrap_servers)
+        client = admin(self.settings.kafka)
         wanted = partitions(topics)
         with connect(self.settings.database_url) as connection:
             positions = {
@@ -352,15 +353,14 @@ class Rig:
 
     def log(self, topic: Topic) -> list[tuple[Place, bytes, bytes]]:
         """Every record of a topic: place, key, value; each partition in order."""
-        client, wanted = admin(self.settings.kafka_bootstrap_servers), partitions([topic])
-        servers = self.settings.kafka_bootstrap_servers
+        client, wanted = admin(self.settings.kafka), partitions([topic])
         found = [
             (
                 (topic.name, int(m.partition() or 0), int(m.offset() or 0)),
                 bytes(m.key() or b""),
                 bytes(m.value() or b""),
             )
-            for messages in read(servers, starts(client, wanted), ends(client, wanted))
+            for messages in read(self.settings.kafka, starts(client, wanted), ends(client, wanted))
             for m in messages
         ]
         return sorted(found)
@@ -486,7 +486,7 @@ class Rig:
             )
             covered[(topic, partition)] = end
         topics = [self.accounts.balances, *(t.dlq for t in self.accounts.pipeline.topics)]
-        client = admin(self.settings.kafka_bootstrap_servers)
+        client = admin(self.settings.kafka)
         for at, end in ends(client, partitions(topics)).items():
             assert covered[(at.topic, at.partition)] == end, (
                 f"{at} is covered up to another offset than {end}"

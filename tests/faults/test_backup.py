@@ -129,7 +129,7 @@ def test_topics_that_were_created_anew_are_refused(
         rig.end()
         before = contents(rig)
         topics = [x for t in rig.accounts.pipeline.topics for x in (t, t.dlq)]
-        client = admin(database.kafka_bootstrap_servers)
+        client = admin(database.kafka)
         for deleted in client.delete_topics([t.name for t in topics], operation_timeout=30).values():
             deleted.result()
         until(
@@ -137,7 +137,7 @@ def test_topics_that_were_created_anew_are_refused(
             30,
             "they are gone",
         )
-        ensure_topics(database.kafka_bootstrap_servers, [TopicSpec.of(t) for t in topics])
+        ensure_topics(database.kafka, [TopicSpec.of(t) for t in topics])
         rig.traffic(seed + 1, seconds=1, events_total=300).finish()
         ok, found = doctor(database)
         assert not ok and "was deleted and created anew; and " in found

@@ -72,7 +72,7 @@ class Sender:
         self.ids: set[str] = set()
         self.failed: list[str] = []
         self._seed, self._codec, self._seconds = seed, codec, seconds
-        self._producer = producer(settings.kafka_bootstrap_servers)
+        self._producer = producer(settings.kafka)
         self._thread = threading.Thread(target=self._send, daemon=True)
         self._thread.start()
 
@@ -166,11 +166,10 @@ def _says(settings: Settings, *command: str) -> str:
 
 def _outputs(settings: Settings, codec: Codec) -> Counter[str]:
     """How often each input was answered; a second answer must be the first one's bytes."""
-    client, wanted = admin(settings.kafka_bootstrap_servers), partitions([CARD_DECISIONS])
-    servers = settings.kafka_bootstrap_servers
+    client, wanted = admin(settings.kafka), partitions([CARD_DECISIONS])
     times: Counter[str] = Counter()
     digests: dict[str, bytes] = {}
-    for messages in read(servers, starts(client, wanted), ends(client, wanted)):
+    for messages in read(settings.kafka, starts(client, wanted), ends(client, wanted)):
         for message in messages:
             value = bytes(message.value() or b"")
             event_id = codec.decode(CARD_DECISIONS, value).event["event_id"]

@@ -138,10 +138,10 @@ def test_the_gateway_dies(faulty: Services, tmp_path: Path, seed: int) -> None:
         verified = millrace(settings, "verify", "fraud", "--settled")
         assert verified.returncode == 0, verified.stdout + verified.stderr
         assert gateway.exits == [-signal.SIGKILL] * 4
-    client, wanted = admin(settings.kafka_bootstrap_servers), partitions([CARD_TRANSACTIONS])
+    client, wanted = admin(settings.kafka), partitions([CARD_TRANSACTIONS])
     at_place = {
         (m.partition(), m.offset()): faulty.codec.decode(CARD_TRANSACTIONS, m.value()).event["event_id"]
-        for messages in read(settings.kafka_bootstrap_servers, starts(client, wanted), ends(client, wanted))
+        for messages in read(settings.kafka, starts(client, wanted), ends(client, wanted))
         for m in messages
     }
     assert {at_place[place] for place in clients.answers.values()} == {e["event_id"] for e in events}

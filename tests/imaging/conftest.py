@@ -54,7 +54,7 @@ class Imaging:
 @pytest.fixture(scope="module")
 def imaging(codec: Codec, database: Settings) -> Iterator[Imaging]:
     topics = PIPELINE.topics
-    ensure_topics(database.kafka_bootstrap_servers, [TopicSpec.of(x) for t in topics for x in (t, t.dlq)])
+    ensure_topics(database.kafka, [TopicSpec.of(x) for t in topics for x in (t, t.dlq)])
     for topic in topics:
         codec.register(topic)
         codec.register(topic.dlq)

@@ -253,7 +253,7 @@ def test_every_shipped_file_is_indexed_or_refused(imaging: Imaging, codec: Codec
     """All of pydicom's data folder, ingested twice: each file is in the index or a dead letter, once."""
 
     async def ingest() -> list[Ingested]:
-        publisher = Publisher(imaging.settings.kafka_bootstrap_servers, codec, name="test")
+        publisher = Publisher(imaging.settings.kafka, codec, name="test")
         try:
             store = FolderStore(imaging.settings.object_store)
             return [i async for i in ingest_folder(files_of(DATA), publisher, store, tenant="shipped")]

@@ -99,12 +99,10 @@ class Desk:
     def topic(self, topic: Topic | None = None) -> list[tuple[bytes | None, Event, str]]:
         """Everything on the topic: key, event, redrive header."""
         topic = topic or self.accounts.deposits
-        client, wanted = admin(self.settings.kafka_bootstrap_servers), partitions([topic])
+        client, wanted = admin(self.settings.kafka), partitions([topic])
         return [
             (m.key(), self.codec.decode(topic, m.value()).event, dict(m.headers() or ())[HEADER].decode())
-            for messages in read(
-                self.settings.kafka_bootstrap_servers, starts(client, wanted), ends(client, wanted)
-            )
+            for messages in read(self.settings.kafka, starts(client, wanted), ends(client, wanted))
             for m in messages
         ]
 
@@ -122,7 +120,7 @@ def test_an_edited_letter_takes_its_effect_once_however_often_it_is_redriven(
     desk: Desk, database: Settings, codec: Codec, accounts: Accounts
 ) -> None:
     """Refused by processor or sink, edited, redriven twice: one row each, and the accounts balance."""
-    p = producer(database.kafka_bootstrap_servers)
+    p = producer(database.kafka)
     for event in (deposit(1), deposit(2, amount_minor=13), deposit(3, amount_minor=7)):
         p.produce(accounts.deposits.name, codec.encode(accounts.deposits, event), event["account"])
     p.produce(accounts.deposits.name, b"no event", b"a")
@@ -473,7 +471,7 @@ def test_the_command_line_shows_first_and_does_with_apply(
 ) -> None:
     """list, show, edit, redrive and discard through `millrace`: dry without --apply, exact with it."""
     topic = CARD_TRANSACTIONS
-    ensure_topics(database.kafka_bootstrap_servers, [TopicSpec.of(topic)])
+    ensure_topics(database.kafka, [TopicSpec.of(topic)])
     codec.register(topic)
     example = json.loads((topic.schema_path.parent / "examples" / f"{topic.name}.json").read_text())[0]
     card = {

@@ -23,7 +23,7 @@ class Bank:
 
     def __init__(self, settings: Settings, codec: Codec, accounts: Accounts) -> None:
         self.settings, self.codec, self.accounts = settings, codec, accounts
-        self.producer = producer(settings.kafka_bootstrap_servers)
+        self.producer = producer(settings.kafka)
 
     def deposit(
         self, event_id: str, amount: int = 5, tenant: str = "default", account: str = "a"

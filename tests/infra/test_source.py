@@ -41,13 +41,13 @@ def poll_until(source: Source, positions: Positions, holds: Callable[[], bool], 
 
 def test_a_partition_given_up_while_paused_is_read_when_it_comes_back(registry: Settings) -> None:
     """Revoked while its source waits for a service, and assigned to it again later, it goes on."""
-    servers, topic = registry.kafka_bootstrap_servers, "paused-and-back"
-    ensure_topics(servers, [TopicSpec(topic, PARTITIONS, 86_400_000, RECORD_BYTES)])
+    access, topic = registry.kafka, "paused-and-back"
+    ensure_topics(access, [TopicSpec(topic, PARTITIONS, 86_400_000, RECORD_BYTES)])
     positions = Positions()
     with ExitStack() as stack:
 
         def member() -> Source:
-            source = Source(servers, topic, [topic], claim=positions.claim, release=positions.release)
+            source = Source(access, topic, [topic], claim=positions.claim, release=positions.release)
             stack.callback(source.close)
             return source
 
@@ -60,7 +60,7 @@ def test_a_partition_given_up_while_paused_is_read_when_it_comes_back(registry: 
         waiting.join()
         second.close()
         poll_until(first, positions, lambda: len(first.assignment) == PARTITIONS)
-        producer = Producer({"bootstrap.servers": servers})
+        producer = Producer(access.config())
         for partition in range(PARTITIONS):
             producer.produce(topic, b"x", partition=partition)
         assert producer.flush(30) == 0

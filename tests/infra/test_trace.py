@@ -40,7 +40,7 @@ def tracer(database: Settings, codec: Codec, accounts: Accounts) -> Iterator[Tra
         send(database, codec, accounts.deposits, [*events, deposit(7), deposit(99, amount_minor=-1), b"junk"])
         with running_processor(database, accounts) as errors, running_sink(database, accounts) as more:
             drained(database, accounts, errors, more)
-        yield Tracer(connection, codec, database.kafka_bootstrap_servers, Pipelines.of(accounts.pipeline))
+        yield Tracer(connection, codec, database.kafka, Pipelines.of(accounts.pipeline))
 
 
 def test_a_row_leads_back_to_everything_that_decided_it(tracer: Tracer, accounts: Accounts) -> None:

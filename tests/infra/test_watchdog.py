@@ -82,7 +82,7 @@ def main(settings: Settings, health: Health) -> None:
     accounts = Accounts(sys.argv[1])
     object.__setattr__(accounts.rows[0], "columns", hang_in_a_lock)
     sink = Sink(settings, accounts.pipeline, accounts.rows, health)
-    Watchdog(settings.kafka_bootstrap_servers, [sink.progress], 3.0)
+    Watchdog(settings.kafka, [sink.progress], 3.0)
     sink.run()
 
 process.run("sink", "accounts", main)
@@ -93,7 +93,7 @@ def test_a_process_that_hangs_is_ended_with_its_stacks(
     database: Settings, codec: Codec, accounts: Accounts
 ) -> None:
     """A sink stuck in its code while records come in ends with the exit code of a restart, saying where."""
-    sender = producer(database.kafka_bootstrap_servers)
+    sender = producer(database.kafka)
 
     def send(n: int) -> None:
         event = {

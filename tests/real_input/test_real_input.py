@@ -82,10 +82,10 @@ def ask(settings: Settings, query: str) -> list[tuple[Any, ...]]:
 
 def events(settings: Settings, topic: Topic) -> list[dict[str, Any]]:
     """Every event of a topic, each partition in its order."""
-    client, wanted = admin(settings.kafka_bootstrap_servers), partitions([topic])
+    client, wanted = admin(settings.kafka), partitions([topic])
     logs: dict[int, list[dict[str, Any]]] = {at.partition: [] for at in wanted}
     with closing(Codec(settings.schema_registry_url)) as codec:
-        for messages in read(settings.kafka_bootstrap_servers, starts(client, wanted), ends(client, wanted)):
+        for messages in read(settings.kafka, starts(client, wanted), ends(client, wanted)):
             for message in messages:
                 logs[int(message.partition() or 0)].append(codec.decode(topic, message.value()).event)
     return [event for log in logs.values() for event in log]

@@ -34,7 +34,7 @@ def deposit(n: int, account: str, amount_minor: int = 100) -> dict[str, Any]:
 
 
 def send(settings: Settings, codec: Codec, accounts: Accounts, events: list[dict[str, Any]]) -> None:
-    p = producer(settings.kafka_bootstrap_servers)
+    p = producer(settings.kafka)
     for event in events:
         p.produce(accounts.deposits.name, codec.encode(accounts.deposits, event), event["account"])
         p.poll(0)

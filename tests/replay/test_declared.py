@@ -34,7 +34,7 @@ NAMES = [p.name for p in PIPELINES]
 def prepared(database: Settings, codec: Codec) -> Settings:
     """All declared topics and schemas are there, and the analysts' role may log in."""
     topics = [x for p in PIPELINES for t in p.topics for x in (t, t.dlq)]
-    ensure_topics(database.kafka_bootstrap_servers, [TopicSpec.of(t) for t in topics])
+    ensure_topics(database.kafka, [TopicSpec.of(t) for t in topics])
     for topic in topics:
         codec.register(topic)
     let_reader_in(database.database_url, ensure_secret(database, "reader"))
@@ -110,7 +110,7 @@ def test_fleet_is_replayed_from_the_command_line_and_the_api_follows(
 ) -> None:
     """plan, run, diff, swap, list and abort over real processes; the API answers throughout."""
     start_ms = int(time.time() * 1000) - 3_600_000
-    p = producer(prepared.kafka_bootstrap_servers)
+    p = producer(prepared.kafka)
     for n in range(600):
         truck = f"truck-{n % 6}"
         event = {

@@ -295,9 +295,7 @@ def test_dead_letters_change_hands_with_the_rows(
         run = advance(database, codec, accounts, begun(database, codec, accounts), logic)
         put_in_force(database, codec, accounts, run, logic)
         with connect(database.database_url) as connection:
-            tracer = Tracer(
-                connection, codec, database.kafka_bootstrap_servers, Pipelines.of(accounts.pipeline)
-            )
+            tracer = Tracer(connection, codec, database.kafka, Pipelines.of(accounts.pipeline))
             [traced] = tracer.row(f"{accounts.latest.name}:a")
             assert traced.place.topic.endswith(f"-replay-{run.run_id}") and traced.record is not None
             assert traced.record.event_id == "e4"

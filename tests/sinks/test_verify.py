@@ -268,7 +268,7 @@ def test_transactions_of_other_producers_are_declared_skips(bank: Bank) -> None:
     """Markers and aborted records are offsets without a record; the committed ones are verified."""
     deposits = bank.accounts.deposits
     config = {"transactional.id": f"{deposits.name}-others"}
-    others = producer(bank.settings.kafka_bootstrap_servers, **config)
+    others = producer(bank.settings.kafka, **config)
     others.init_transactions(20)
     for commit, events in ((True, range(7000, 7003)), (False, range(7100, 7102))):
         others.begin_transaction()
@@ -304,7 +304,7 @@ def test_it_may_run_while_the_pipeline_works(bank: Bank) -> None:
 def decided(bank: Bank, errors: list[BaseException], seconds: float = 30) -> None:
     """Wait until the processor stands at the end of its topic."""
     topic = bank.accounts.deposits
-    end = sum(ends(admin(bank.settings.kafka_bootstrap_servers), partitions([topic])).values())
+    end = sum(ends(admin(bank.settings.kafka), partitions([topic])).values())
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         [(position,)] = bank.execute(

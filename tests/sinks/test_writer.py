@@ -42,7 +42,7 @@ def balance(
 def send(
     settings: Settings, codec: Codec, topic: Topic, events: list[dict[str, Any] | bytes], partition: int = 0
 ) -> None:
-    p = producer(settings.kafka_bootstrap_servers)
+    p = producer(settings.kafka)
     for event in events:
         if isinstance(event, bytes):
             p.produce(topic.name, event, "?", partition=partition)

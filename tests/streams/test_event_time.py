@@ -256,7 +256,7 @@ def test_ticks_are_records_of_the_log(database: Settings, codec: Codec, accounts
     codec.register(TICK)
     now_ms = time.time_ns() // 1_000_000
     start = now_ms - 1_000_000
-    sender = producer(database.kafka_bootstrap_servers)
+    sender = producer(database.kafka)
 
     def append(script: list[tuple[str, str, int]]) -> None:
         for account, event_id, at_ms in script:
@@ -270,9 +270,9 @@ def test_ticks_are_records_of_the_log(database: Settings, codec: Codec, accounts
     def run() -> list[str]:
         with running_processor(database, accounts) as errors, running_sink(database, accounts) as more:
             drained(database, accounts, errors, more)
-        client, at = admin(database.kafka_bootstrap_servers), partitions([accounts.balances])
+        client, at = admin(database.kafka), partitions([accounts.balances])
         found = []
-        for messages in read(database.kafka_bootstrap_servers, dict.fromkeys(at, 0), ends(client, at)):
+        for messages in read(database.kafka, dict.fromkeys(at, 0), ends(client, at)):
             for message in messages:
                 event = codec.decode(accounts.balances, message.value()).event
                 found.append(event["event_id"])

@@ -31,7 +31,7 @@ def deposit(n: int, account: str, amount_minor: int = 100) -> dict[str, Any]:
 
 
 def send(settings: Settings, codec: Codec, accounts: Accounts, events: list[dict[str, Any]]) -> None:
-    p = producer(settings.kafka_bootstrap_servers)
+    p = producer(settings.kafka)
     for event in events:
         p.produce(accounts.deposits.name, codec.encode(accounts.deposits, event), event["account"])
     assert p.flush(20) == 0
@@ -162,7 +162,7 @@ def test_a_bad_record_becomes_a_dead_letter_and_its_neighbours_are_answered(
     database: Settings, codec: Codec, accounts: Accounts
 ) -> None:
     """Random bytes, unknown schema, wrong key, trailing bytes, the future, a bad value: just these go."""
-    p = producer(database.kafka_bootstrap_servers)
+    p = producer(database.kafka)
     name = accounts.deposits.name
     good = codec.encode(accounts.deposits, deposit(1, "a"))
     future = {**deposit(5, "a"), "occurred_at": int(time.time() * 1000) + 6 * 60_000}

@@ -48,7 +48,7 @@ def jars() -> Path:
 
 def fill(settings: Settings, target: Topic, data: Transactions, records: int) -> None:
     """Append the first so many scores as JSON, each with its schema, as Connect's converter reads them."""
-    ensure_topics(settings.kafka_bootstrap_servers, [TopicSpec.of(target)])
+    ensure_topics(settings.kafka, [TopicSpec.of(target)])
     fields = []
     for name, kind in target.fields.items():
         if isinstance(kind, dict):  # the event time

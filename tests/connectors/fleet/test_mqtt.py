@@ -39,7 +39,7 @@ QUIET_SECONDS = 3.0
 @pytest.fixture(scope="module")
 def telemetry(database: Settings, codec: Codec) -> Settings:
     """An instance with the telemetry's topic and schema."""
-    ensure_topics(database.kafka_bootstrap_servers, [TopicSpec.of(TRUCK_TELEMETRY)])
+    ensure_topics(database.kafka, [TopicSpec.of(TRUCK_TELEMETRY)])
     codec.register(TRUCK_TELEMETRY)
     until(lambda: has_leaders(database))
     return database

@@ -20,7 +20,7 @@ from schemas.fraud import CARD_TRANSACTIONS
 @pytest.fixture(scope="module")
 def gateway(registry: Settings, codec: Codec) -> Iterator[TestClient]:
     """The gateway over the real broker and registry."""
-    ensure_topics(registry.kafka_bootstrap_servers, [TopicSpec.of(CARD_TRANSACTIONS)])
+    ensure_topics(registry.kafka, [TopicSpec.of(CARD_TRANSACTIONS)])
     codec.register(CARD_TRANSACTIONS)
     with TestClient(create_app(registry)) as client:
         yield client
