@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from schemas.pipelines import PIPELINES
 
 EVERYWHERE = "*"
+ADMIN = "admin"
+"""The subject that `up` makes first, and its password's name among the secrets."""
+HOME_TENANT = "default"
+"""The tenant of those who run the instance: what no tenant could be read of is theirs to look after."""
 DOMAINS: tuple[str, ...] = tuple(pipeline.name for pipeline in PIPELINES)
 
 OBJECTS: Mapping[str, str] = {
@@ -58,7 +62,11 @@ SCOPES: frozenset[str] = frozenset(
 """Every scope there is."""
 
 
-class GrantError(ValueError):
+class Refusal(ValueError):
+    """Something about who may do what that cannot be as it is asked for; the message gives the remedy."""
+
+
+class GrantError(Refusal):
     """A grant that means nothing; the message says what there is."""
 
 

@@ -15,7 +15,7 @@ app.add_typer(secret, name="secret")
 
 @secret.command()
 def rotate(
-    name: Annotated[str, typer.Argument(help="postgres (the owner) or reader (analysts and the API).")],
+    name: Annotated[str, typer.Argument(help="postgres (the owner), reader, api, identity, gateway, sink.")],
 ) -> None:
     """Give a role of the database a new password.
 

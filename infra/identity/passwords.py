@@ -7,6 +7,8 @@ import threading
 from argon2 import PasswordHasher, profiles
 from argon2.exceptions import InvalidHashError, VerificationError
 
+from schemas.roles import Refusal
+
 LENGTH_MIN, LENGTH_MAX = 12, 256
 KINDS_MIN = 6
 """Different characters that a password has at least."""
@@ -17,7 +19,7 @@ _hasher = PasswordHasher.from_parameters(profiles.RFC_9106_LOW_MEMORY)
 _turns = threading.BoundedSemaphore(AT_ONCE)
 
 
-class WeakPassword(ValueError):
+class WeakPassword(Refusal):
     """A password that is not taken; the message gives reason and remedy."""
 
 
@@ -34,7 +36,10 @@ def hashed(password: str) -> str:
         return _hasher.hash(password)
 
 
-_NOBODYS = _hasher.hash("what is compared where there is no subject")
+_NOBODYS = "$argon2id$v=19$m={0.memory_cost},t={0.time_cost},p={0.parallelism}${1}${2}".format(
+    _hasher, "A" * 22, "A" * 43
+)
+"""What is compared where there is no subject: 16 bytes of salt and 32 of a hash that no password has."""
 
 
 def matches(stored: str | None, password: str) -> bool:

@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 from infra.identity import passwords
 from infra.identity.principal import Kind, Principal
 from infra.postgres import Connection
-from schemas.roles import OBJECTS, scopes_of
+from schemas.roles import OBJECTS, Refusal, scopes_of
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._@-]{1,63}")
 FREE_FAILURES = 4
@@ -27,7 +27,7 @@ class NotAuthenticated(PermissionError):
     """Somebody did not prove who they are. The message is for the log: who asks learns no more than that."""
 
 
-class SubjectError(ValueError):
+class SubjectError(Refusal):
     """A subject that cannot be made or changed so; the message gives field, reason and remedy."""
 
 
@@ -40,6 +40,7 @@ class Subject:
     tenant: str
     grants: list[str]
     objects: dict[str, list[str]]
+    version: int
     disabled_at: datetime | None
     locked_until: datetime | None
     created_at: datetime
@@ -56,7 +57,7 @@ class Subject:
 
 
 _SELECT = (
-    "SELECT subject, kind, tenant, grants, objects, disabled_at, locked_until, created_at"
+    "SELECT subject, kind, tenant, grants, objects, version, disabled_at, locked_until, created_at"
     " FROM identity.subjects"
 )
 
@@ -97,7 +98,8 @@ def change(
     objects: Mapping[str, Sequence[str]] | None = None,
     disabled: bool | None = None,
 ) -> None:
-    """Change what is given. A new password, or being disabled, ends every session of the subject.
+    """Change what is given. A new password, or being disabled, ends every session of the subject: refresh
+    tokens are revoked, and access tokens bear an old version.
 
     Raises `SubjectError`, `WeakPassword`, `GrantError`.
     """
@@ -112,7 +114,8 @@ def change(
             " locked_until = CASE WHEN %(hash)s::text IS NULL THEN locked_until END,"
             " grants = coalesce(%(grants)s, grants), objects = coalesce(%(objects)s, objects),"
             " disabled_at = CASE WHEN %(disabled)s::boolean IS NULL THEN disabled_at"
-            "  WHEN %(disabled)s THEN coalesce(disabled_at, now()) END"
+            "  WHEN %(disabled)s THEN coalesce(disabled_at, now()) END,"
+            " version = version + %(ends)s"
             " WHERE subject = %(subject)s",
             {
                 "subject": subject,
@@ -120,6 +123,7 @@ def change(
                 "grants": None if grants is None else list(grants),
                 "objects": None if objects is None else _json(objects),
                 "disabled": disabled,
+                "ends": int(password is not None or bool(disabled)),
             },
         )
         if password is not None or disabled:

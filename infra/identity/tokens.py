@@ -1,7 +1,7 @@
 """Access tokens: JSON Web Tokens (RFC 7519, RFC 9068), signed with Ed25519, short-lived.
 
-What a token says is who its subject is; what that subject may do is asked of the database, so that a grant
-that was taken away is gone within seconds and not when the token expires.
+What a token says is who its subject is, and as of which version; what that subject may do is asked of the
+database, so that a grant that was taken away is gone within seconds and not when the token expires.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from infra.identity.keyring import KeyRing
 ALGORITHM = "EdDSA"
 LIFE_SECONDS = 15 * 60
 LEEWAY_SECONDS = 10
-REQUIRED = ("sub", "jti", "aud", "iss", "iat", "nbf", "exp")
+REQUIRED = ("sub", "jti", "ver", "aud", "iss", "iat", "nbf", "exp")
 BYTES_MAX = 4096
 REMEMBERED = 10_000
 
@@ -35,6 +35,8 @@ class Claims:
 
     subject: str
     token_id: str
+    version: int
+    """Of the subject, when the token was issued."""
     expires_at: int
     """Seconds since 1970."""
 
@@ -47,8 +49,8 @@ class Tokens:
         # Verifying takes 100 us; a client sends the same token again and again.
         self._verified: OrderedDict[bytes, Claims] = OrderedDict()
 
-    def issue(self, subject: str, life_s: float = LIFE_SECONDS) -> str:
-        """A token for this subject. Raises LookupError where there is no key."""
+    def issue(self, subject: str, version: int = 1, life_s: float = LIFE_SECONDS) -> str:
+        """A token for this version of a subject. Raises LookupError where there is no key."""
         kid, key = self._keys.signing()
         now = int(time.time())
         claims = {
@@ -56,6 +58,7 @@ class Tokens:
             "aud": self._audience,
             "sub": subject,
             "jti": uuid.uuid4().hex,
+            "ver": version,
             "iat": now,
             "nbf": now,
             "exp": now + int(life_s),
@@ -98,4 +101,7 @@ class Tokens:
             )
         except jwt.InvalidTokenError as error:
             raise TokenError(f"{type(error).__name__}: {error}") from error
-        return Claims(str(body["sub"]), str(body["jti"]), int(body["exp"]))
+        version = body["ver"]
+        if not isinstance(version, int):
+            raise TokenError(f"its version is {version!r}")
+        return Claims(str(body["sub"]), str(body["jti"]), version, int(body["exp"]))

@@ -11,6 +11,7 @@ CREATE TABLE identity.subjects (
     secret_hash  text        NOT NULL CHECK (secret_hash LIKE '$argon2id$%'),
     grants       text[]      NOT NULL,
     objects      jsonb       NOT NULL DEFAULT '{}',
+    version      integer     NOT NULL DEFAULT 1 CHECK (version > 0),
     disabled_at  timestamptz,
     failures     integer     NOT NULL DEFAULT 0 CHECK (failures >= 0),
     locked_until timestamptz,
@@ -20,6 +21,7 @@ COMMENT ON TABLE identity.subjects IS 'People and programs that may prove who th
 COMMENT ON COLUMN identity.subjects.secret_hash IS 'Argon2id of the password or client secret';
 COMMENT ON COLUMN identity.subjects.grants IS 'Roles, as viewer:fraud; what they mean stands in schemas/roles.py';
 COMMENT ON COLUMN identity.subjects.objects IS 'By kind of object (merchant, fleet, customer, patient) the ids that the subject sees; of a kind that is missing it sees all';
+COMMENT ON COLUMN identity.subjects.version IS 'Raised whenever all sessions end (a new password, disabled): access tokens bear it, and those of an older one are void';
 COMMENT ON COLUMN identity.subjects.failures IS 'Wrong passwords since the last right one';
 COMMENT ON COLUMN identity.subjects.locked_until IS 'Until then no password is right; null where none was wrong too often';
 
