@@ -10,6 +10,8 @@ from starlette.middleware.gzip import GZipMiddleware
 
 from api import database, pipelines
 from infra import problems, web
+from infra.identity import oauth, secured
+from infra.identity.authenticator import authenticating
 from infra.settings import Settings
 from infra.telemetry import web as telemetry
 from infra.telemetry.health import Health
@@ -18,6 +20,9 @@ from schemas.pipelines import PIPELINES
 DESCRIPTION = """
 Reads what the sinks have stored; nothing is written here. Events go in at the gateway.
 
+- **Who asks** is told by a bearer token, which `POST /v1/oauth/token` gives for a password or a client's
+  secret, or by an API key: `Authorization: Bearer …` or `X-API-Key: mk_…`. Each operation names the scope
+  that it needs; answers hold rows of the asker's tenant, and of the objects that they may see.
 - **Lists** are paged: `limit` items, and `next_cursor` to be given as `cursor` for the next page.
 - **Times** are ISO 8601 in UTC; **money** is integer minor units with its currency.
 - **Errors** are problem documents (RFC 9457): `422` names each field and the reason; `503` means that the
@@ -35,7 +40,13 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with database.pool(settings) as pool:
+        # Also of what was added since: no route without a scope is ever served.
+        secured.require_scopes(app)
+        async with (
+            database.pool(settings) as pool,
+            authenticating(app, settings, lambda: settings.database_identity_url, "millrace-api-identity"),
+            oauth.issuing(app, settings),
+        ):
             app.state.database = pool
             yield
 
@@ -58,6 +69,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(title="Millrace API", version="1", description=DESCRIPTION, lifespan=lifespan)
     app.state.settings = settings
+    app.include_router(oauth.router)
     app.include_router(pipelines.router)
     for router in web.routers(f"api.{pipeline.name}" for pipeline in PIPELINES):
         app.include_router(router)
@@ -65,4 +77,5 @@ def create_app(settings: Settings) -> FastAPI:
     database.install(app)
     problems.install(app)
     telemetry.install(app, "api", health, check)
+    secured.install(app)
     return app

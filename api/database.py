@@ -1,6 +1,8 @@
 """The API's way to Postgres: a pool of read-only connections, made when they are needed.
 
-Where the database is away the API stays up and answers 503; the next request tries again.
+Handlers get `Rows`: the database as the principal of their request sees it. Each query runs in a transaction
+that begins by saying whose it is, so that a pooled connection cannot keep a tenant; one on which nothing was
+said sees nothing. Where the database is away the API stays up and answers 503; the next request tries again.
 """
 
 from __future__ import annotations
@@ -8,13 +10,16 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
+import orjson
 from fastapi import FastAPI, Request
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
+from infra.identity.principal import Principal
 from infra.problems import Problem
 from infra.settings import Settings
 
@@ -37,10 +42,10 @@ async def pool(settings: Settings) -> AsyncIterator[Pool]:
 
     async def connect(*_: Any, **options: Any) -> asyncpg.Connection:
         # Not by the address of the start: its password may have been rotated.
-        return await _connect(settings.database_reader_url, **options)
+        return await _connect(settings.database_api_url, **options)
 
     async with asyncpg.create_pool(
-        settings.database_reader_url,
+        settings.database_api_url,
         min_size=0,
         max_size=10,
         connect=connect,
@@ -56,11 +61,60 @@ async def pool(settings: Settings) -> AsyncIterator[Pool]:
         yield made
 
 
-def database(connection: HTTPConnection) -> Pool:
-    """The API's pool, for `Annotated[asyncpg.Pool, Depends(database)]`."""
-    found = connection.app.state.database
-    assert isinstance(found, asyncpg.Pool)
-    return found
+_WHOSE = "SELECT set_config('millrace.tenant', $1, true), set_config('millrace.objects', $2, true)"
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The database as one principal sees it.
+
+    The two walls: a query names `tenant` and `sees(kind)` among its conditions, and the database shows the
+    API's role no other rows than the transaction's tenant and objects may see.
+    """
+
+    pool: Pool
+    principal: Principal
+
+    @property
+    def tenant(self) -> str:
+        """Whose rows are asked for."""
+        return self.principal.tenant
+
+    def sees(self, kind: str) -> list[str] | None:
+        """The objects of this kind whose rows are asked for; None for all of the tenant's."""
+        objects = self.principal.sees(kind)
+        return None if objects is None else sorted(objects)
+
+    async def fetch(self, query: str, *values: Any) -> list[asyncpg.Record]:
+        """All rows of a query."""
+        async with self._transaction() as connection:
+            rows: list[asyncpg.Record] = await connection.fetch(query, *values)
+        return rows
+
+    async def fetchrow(self, query: str, *values: Any) -> asyncpg.Record | None:
+        """The first row of a query, or None."""
+        async with self._transaction() as connection:
+            row: asyncpg.Record | None = await connection.fetchrow(query, *values)
+        return row
+
+    async def fetchval(self, query: str, *values: Any) -> Any:
+        """The first value of the first row of a query, or None."""
+        async with self._transaction() as connection:
+            return await connection.fetchval(query, *values)
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[Any]:
+        objects = {kind: sorted(ids) for kind, ids in self.principal.objects.items()}
+        async with self.pool.acquire() as connection, connection.transaction(readonly=True):
+            await connection.execute(_WHOSE, self.tenant, orjson.dumps(objects).decode())
+            yield connection
+
+
+async def rows(connection: HTTPConnection) -> Rows:
+    """The database as the request's principal sees it, for `Annotated[Rows, Depends(rows)]`."""
+    pool, principal = connection.app.state.database, connection.state.principal
+    assert isinstance(pool, asyncpg.Pool) and isinstance(principal, Principal)
+    return Rows(pool, principal)
 
 
 def install(app: FastAPI) -> None:
@@ -94,11 +148,20 @@ async def unreachable(pool: Pool) -> str | None:
     return None
 
 
+_ABOVE_THE_WALL = "SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user"
+
+
 async def _connect(*arguments: Any, **options: Any) -> asyncpg.Connection:
     try:
-        return await asyncpg.connect(*arguments, **options)
+        made: asyncpg.Connection = await asyncpg.connect(*arguments, **options)
+        if await made.fetchval(_ABOVE_THE_WALL):
+            await made.close()
+            raise DatabaseAway(
+                "the role of DATABASE_API_URL is not held by row-level security; give the API millrace_api"
+            )
     except (OSError, asyncpg.PostgresError) as error:
         raise DatabaseAway(f"{type(error).__name__}: {error}") from error
+    return made
 
 
 async def _on_away(request: Request, error: Exception) -> Response:

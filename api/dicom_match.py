@@ -19,12 +19,21 @@ class Unmatchable(ValueError):
 class Conditions:
     """Conditions on the attributes of a level. Clients' values become parameters, never SQL."""
 
-    def __init__(self, attributes: tuple[Attribute, ...], tenant: str, alias: str) -> None:
-        """`alias` is the table whose tenant is asked for."""
+    def __init__(
+        self,
+        attributes: tuple[Attribute, ...],
+        tenant: str,
+        patients: list[str] | None,
+        aliases: tuple[str, ...],
+    ) -> None:
+        """Only rows of this tenant and of these patients (None: all); `aliases` are the tables asked."""
         self._by_name = {n: a for a in attributes for n in (a.tag, a.keyword.lower()) if a.matchable}
         self._known = ", ".join(sorted(a.keyword for a in attributes if a.matchable))
-        self.values: list[Any] = [tenant]
-        self._conditions = [f"{alias}.tenant = $1"]
+        self.values: list[Any] = [tenant, patients]
+        self._conditions = [
+            f"{alias}.tenant = $1 AND ($2::text[] IS NULL OR {alias}.patient_id = ANY($2))"
+            for alias in aliases
+        ]
 
     def sql(self) -> str:
         """All conditions together; their parameters are `values`."""

@@ -6,21 +6,20 @@ import math
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-import asyncpg
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import Depends, Path, Query
 from pydantic import AwareDatetime, BaseModel, Field
 
-from api.database import database
+from api.database import Rows, rows
 from api.paging import Cursor, Limit, Page, decode_cursor, encode_cursor
+from infra.identity.secured import SecuredRouter
 from infra.problems import Problem
 from schemas.fleet import ALERTS_TABLE, LATEST_POSITION_TABLE, POSITIONS_TABLE
 from schemas.fleet.limits import NAME
 
-router = APIRouter(prefix="/v1", tags=["fleet"])
+router = SecuredRouter(prefix="/v1", tags=["fleet"])
 
-Pool = Annotated[asyncpg.Pool, Depends(database)]
+Database = Annotated[Rows, Depends(rows)]
 _PATTERN = f"^{NAME.pattern}$"
-Tenant = Annotated[str, Query(pattern=_PATTERN, description="Whose trucks are asked for.")]
 TruckId = Annotated[str, Path(pattern=_PATTERN, examples=["truck-7"])]
 From = Annotated[AwareDatetime | None, Query(alias="from", description="From this event time on.")]
 To = Annotated[AwareDatetime | None, Query(alias="to", description="Before this event time.")]
@@ -37,33 +36,34 @@ _LATEST = ", ".join(LATEST_POSITION_TABLE.columns)
 _POSITION = ", ".join(POSITIONS_TABLE.columns)
 _ALERT = ", ".join(ALERTS_TABLE.columns)
 
+_OWN = "tenant = $1 AND ($2::text[] IS NULL OR fleet_id = ANY($2))"
 _ALL = f"""
 SELECT {_LATEST}, NULL::double precision AS distance_m FROM latest_position
-WHERE tenant = $1 AND ($2::text IS NULL OR truck_id > $2) ORDER BY truck_id LIMIT $3
+WHERE {_OWN} AND ($3::text IS NULL OR truck_id > $3) ORDER BY truck_id LIMIT $4
 """  # noqa: S608 -- declared names
 _NEAR = f"""
 WITH near AS (
     SELECT {_LATEST}, ST_Distance(position, here) AS distance_m
-    FROM latest_position, (SELECT ST_SetSRID(ST_MakePoint($2, $3), 4326)::geography AS here) AS h
-    WHERE tenant = $1 AND ST_DWithin(position, here, $4))
-SELECT * FROM near WHERE $5::double precision IS NULL OR (distance_m, truck_id) > ($5, $6)
-ORDER BY distance_m, truck_id LIMIT $7
+    FROM latest_position, (SELECT ST_SetSRID(ST_MakePoint($3, $4), 4326)::geography AS here) AS h
+    WHERE {_OWN} AND ST_DWithin(position, here, $5))
+SELECT * FROM near WHERE $6::double precision IS NULL OR (distance_m, truck_id) > ($6, $7)
+ORDER BY distance_m, truck_id LIMIT $8
 """  # noqa: S608 -- declared names
-_ONE = f"SELECT {_LATEST}, NULL AS distance_m FROM latest_position WHERE tenant = $1 AND truck_id = $2"  # noqa: S608 -- declared names
+_ONE = f"SELECT {_LATEST}, NULL AS distance_m FROM latest_position WHERE {_OWN} AND truck_id = $3"  # noqa: S608 -- declared names
 _PATH = f"""
 SELECT {_POSITION} FROM truck_positions
-WHERE tenant = $1 AND truck_id = $2 AND duplicate_of IS NULL
-  AND ($3::timestamptz IS NULL OR occurred_at >= $3) AND ($4::timestamptz IS NULL OR occurred_at < $4)
-  AND ($5::timestamptz IS NULL OR (occurred_at, event_id) > ($5, $6))
-ORDER BY occurred_at, event_id LIMIT $7
+WHERE {_OWN} AND truck_id = $3 AND duplicate_of IS NULL
+  AND ($4::timestamptz IS NULL OR occurred_at >= $4) AND ($5::timestamptz IS NULL OR occurred_at < $5)
+  AND ($6::timestamptz IS NULL OR (occurred_at, event_id) > ($6, $7))
+ORDER BY occurred_at, event_id LIMIT $8
 """  # noqa: S608 -- declared names
 _ALERTS = f"""
 SELECT {_ALERT} FROM truck_alerts
-WHERE tenant = $1 AND ($2::text IS NULL OR truck_id = $2) AND ($3::text IS NULL OR fence_id = $3)
-  AND ($4::text[] IS NULL OR kind = ANY($4))
-  AND ($5::timestamptz IS NULL OR occurred_at >= $5) AND ($6::timestamptz IS NULL OR occurred_at < $6)
-  AND ($7::timestamptz IS NULL OR (occurred_at, event_id) < ($7, $8))
-ORDER BY occurred_at DESC, event_id DESC LIMIT $9
+WHERE {_OWN} AND ($3::text IS NULL OR truck_id = $3) AND ($4::text IS NULL OR fence_id = $4)
+  AND ($5::text[] IS NULL OR kind = ANY($5))
+  AND ($6::timestamptz IS NULL OR occurred_at >= $6) AND ($7::timestamptz IS NULL OR occurred_at < $7)
+  AND ($8::timestamptz IS NULL OR (occurred_at, event_id) < ($8, $9))
+ORDER BY occurred_at DESC, event_id DESC LIMIT $10
 """  # noqa: S608 -- declared names
 
 
@@ -74,6 +74,7 @@ class Fix(BaseModel):
     tenant: str
     occurred_at: datetime = Field(description="When the fix was taken.")
     truck_id: str
+    fleet_id: str | None = Field(description="The fleet that the truck drives for; null where none was told.")
     sequence: int = Field(description="Counter of the device.")
     latitude: float
     longitude: float
@@ -131,6 +132,7 @@ class Alert(BaseModel):
     tenant: str
     occurred_at: datetime = Field(description="When it happened: the first fix or sample that showed it.")
     truck_id: str
+    fleet_id: str | None = Field(description="The fleet that the truck drives for; null where none was told.")
     kind: Kind
     cause: str
     fence_id: str | None
@@ -147,16 +149,20 @@ class Alert(BaseModel):
     fences_version: int
 
 
-@router.get("/trucks")
+def _own(database: Rows) -> tuple[str, list[str] | None]:
+    """The first two values of each query: whose rows."""
+    return database.tenant, database.sees("fleet")
+
+
+@router.get("/trucks", scope="fleet:read")
 async def trucks(
-    pool: Pool,
+    database: Database,
     near: Annotated[
         str | None, Query(description="Latitude,longitude to search round.", examples=["51.885,4.44"])
     ] = None,
     radius_m: Annotated[
         float | None, Query(gt=0, le=1e6, description="Most metres from `near`; 1,000 if left out.")
     ] = None,
-    tenant: Tenant = "default",
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> Page[Truck]:
@@ -165,33 +171,33 @@ async def trucks(
         if radius_m is not None:
             raise Problem(422, "Invalid request", "Give near=latitude,longitude with it.", field="radius_m")
         (after,) = decode_cursor(cursor, str) if cursor else (None,)
-        rows = await pool.fetch(_ALL, tenant, after, limit + 1)
+        found = await database.fetch(_ALL, *_own(database), after, limit + 1)
     else:
         latitude, longitude = _place(near)
         nearer = decode_cursor(cursor, float, str) if cursor else (None, None)
-        rows = await pool.fetch(_NEAR, tenant, longitude, latitude, radius_m or 1_000.0, *nearer, limit + 1)
-    items = [Truck(**dict(row)) for row in rows[:limit]]
-    if len(rows) <= limit:
+        around = (longitude, latitude, radius_m or 1_000.0)
+        found = await database.fetch(_NEAR, *_own(database), *around, *nearer, limit + 1)
+    items = [Truck(**dict(row)) for row in found[:limit]]
+    if len(found) <= limit:
         return Page(items=items)
     last = items[-1]
     place = (last.truck_id,) if near is None else (last.distance_m, last.truck_id)
     return Page(items=items, next_cursor=encode_cursor(*place))
 
 
-@router.get("/trucks/{truck_id}")
-async def truck(truck_id: TruckId, pool: Pool, tenant: Tenant = "default") -> Truck:
+@router.get("/trucks/{truck_id}", scope="fleet:read")
+async def truck(truck_id: TruckId, database: Database) -> Truck:
     """One truck at its newest position."""
-    row = await pool.fetchrow(_ONE, tenant, truck_id)
+    row = await database.fetchrow(_ONE, *_own(database), truck_id)
     if row is None:
         raise Problem(404, "No such truck", f"No position of truck {truck_id!r} has been stored.")
     return Truck(**dict(row))
 
 
-@router.get("/trucks/{truck_id}/path", response_model=Page[Position] | PathFeature)
+@router.get("/trucks/{truck_id}/path", scope="fleet:read", response_model=Page[Position] | PathFeature)
 async def path(
     truck_id: TruckId,
-    pool: Pool,
-    tenant: Tenant = "default",
+    database: Database,
     since: From = None,
     until: To = None,
     form: Annotated[
@@ -202,9 +208,9 @@ async def path(
 ) -> Page[Position] | PathFeature:
     """Where a truck was between two times, in the order of event time; late fixes stand in their place."""
     after = decode_cursor(cursor, datetime, str) if cursor else (None, None)
-    rows = await pool.fetch(_PATH, tenant, truck_id, since, until, *after, limit + 1)
-    items = [Position(**dict(row)) for row in rows[:limit]]
-    more = encode_cursor(items[-1].occurred_at, items[-1].event_id) if len(rows) > limit else None
+    found = await database.fetch(_PATH, *_own(database), truck_id, since, until, *after, limit + 1)
+    items = [Position(**dict(row)) for row in found[:limit]]
+    more = encode_cursor(items[-1].occurred_at, items[-1].event_id) if len(found) > limit else None
     if form == "list":
         return Page(items=items, next_cursor=more)
     places = [[p.longitude, p.latitude] for p in items]
@@ -221,10 +227,9 @@ async def path(
     )
 
 
-@router.get("/alerts")
+@router.get("/alerts", scope="fleet:read")
 async def alerts(
-    pool: Pool,
-    tenant: Tenant = "default",
+    database: Database,
     truck_id: Annotated[str | None, Query(pattern=_PATTERN, description="Only of this truck.")] = None,
     fence_id: Annotated[str | None, Query(pattern=_PATTERN, description="Only of this fence.")] = None,
     kind: Annotated[list[Kind] | None, Query(description="Only of these kinds.")] = None,
@@ -235,9 +240,10 @@ async def alerts(
 ) -> Page[Alert]:
     """What happened to trucks, the newest first."""
     before = decode_cursor(cursor, datetime, str) if cursor else (None, None)
-    rows = await pool.fetch(_ALERTS, tenant, truck_id, fence_id, kind, since, until, *before, limit + 1)
-    items = [Alert(**dict(row)) for row in rows[:limit]]
-    more = len(rows) > limit
+    narrowed = (truck_id, fence_id, kind, since, until)
+    found = await database.fetch(_ALERTS, *_own(database), *narrowed, *before, limit + 1)
+    items = [Alert(**dict(row)) for row in found[:limit]]
+    more = len(found) > limit
     return Page(
         items=items,
         next_cursor=encode_cursor(items[-1].occurred_at, items[-1].event_id) if more else None,

@@ -5,31 +5,31 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-import asyncpg
-from fastapi import APIRouter, Depends, Query
+from fastapi import Depends, Query
 from pydantic import AwareDatetime, BaseModel, Field
 
-from api.database import database
+from api.database import Rows, rows
 from api.paging import Cursor, Limit, Page, decode_cursor, encode_cursor
+from infra.identity.secured import SecuredRouter
 from infra.problems import Problem
 from schemas.fraud import CARD_LEDGER
 
-router = APIRouter(prefix="/v1", tags=["fraud"])
+router = SecuredRouter(prefix="/v1", tags=["fraud"])
 
-Pool = Annotated[asyncpg.Pool, Depends(database)]
-Tenant = Annotated[str, Query(max_length=128, description="Whose decisions are asked for.")]
+Database = Annotated[Rows, Depends(rows)]
 Answer = Literal["APPROVE", "REVIEW", "DECLINE"]
 
 _COLUMNS = ", ".join(CARD_LEDGER.columns)
-_ONE = f"SELECT {_COLUMNS} FROM card_ledger WHERE event_id = $1 AND tenant = $2 ORDER BY occurred_at LIMIT 1"  # noqa: S608 -- declared names
+_OWN = "tenant = $1 AND ($2::text[] IS NULL OR merchant_id = ANY($2))"
+_ONE = f"SELECT {_COLUMNS} FROM card_ledger WHERE {_OWN} AND event_id = $3 ORDER BY occurred_at LIMIT 1"  # noqa: S608 -- declared names
 _OF_CARD = f"""
 SELECT {_COLUMNS} FROM card_ledger
-WHERE card_id = $1 AND tenant = $2
-  AND ($3::text IS NULL OR decision = $3)
-  AND ($4::timestamptz IS NULL OR occurred_at >= $4)
-  AND ($5::timestamptz IS NULL OR occurred_at < $5)
-  AND ($6::timestamptz IS NULL OR (occurred_at, event_id) < ($6, $7))
-ORDER BY occurred_at DESC, event_id DESC LIMIT $8
+WHERE {_OWN} AND card_id = $3
+  AND ($4::text IS NULL OR decision = $4)
+  AND ($5::timestamptz IS NULL OR occurred_at >= $5)
+  AND ($6::timestamptz IS NULL OR occurred_at < $6)
+  AND ($7::timestamptz IS NULL OR (occurred_at, event_id) < ($7, $8))
+ORDER BY occurred_at DESC, event_id DESC LIMIT $9
 """  # noqa: S608 -- declared names
 
 
@@ -74,10 +74,10 @@ class Decision(BaseModel):
     code_version: int
 
 
-@router.get("/decisions/{event_id}")
-async def decision(event_id: str, pool: Pool, tenant: Tenant = "default") -> Decision:
+@router.get("/decisions/{event_id}", scope="fraud:read")
+async def decision(event_id: str, database: Database) -> Decision:
     """The decision on one transaction."""
-    row = await pool.fetchrow(_ONE, event_id, tenant)
+    row = await database.fetchrow(_ONE, database.tenant, database.sees("merchant"), event_id)
     if row is None:
         raise Problem(
             404,
@@ -87,11 +87,10 @@ async def decision(event_id: str, pool: Pool, tenant: Tenant = "default") -> Dec
     return Decision(**dict(row))
 
 
-@router.get("/cards/{card_id}/decisions")
+@router.get("/cards/{card_id}/decisions", scope="fraud:read")
 async def decisions_of_card(
     card_id: str,
-    pool: Pool,
-    tenant: Tenant = "default",
+    database: Database,
     decision: Annotated[Answer | None, Query(description="Only these.")] = None,
     since: Annotated[
         AwareDatetime | None, Query(alias="from", description="From this event time on.")
@@ -105,9 +104,10 @@ async def decisions_of_card(
     if cursor is not None:
         at, event_id = decode_cursor(cursor, datetime, str)
         after = (at, event_id)
-    rows = await pool.fetch(_OF_CARD, card_id, tenant, decision, since, until, *after, limit + 1)
-    items = [Decision(**dict(row)) for row in rows[:limit]]
-    more = len(rows) > limit
+    own = (database.tenant, database.sees("merchant"))
+    found = await database.fetch(_OF_CARD, *own, card_id, decision, since, until, *after, limit + 1)
+    items = [Decision(**dict(row)) for row in found[:limit]]
+    more = len(found) > limit
     return Page(
         items=items,
         next_cursor=encode_cursor(items[-1].occurred_at, items[-1].event_id) if more else None,

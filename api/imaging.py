@@ -5,24 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import asyncpg
 import orjson
-from fastapi import APIRouter, Depends, Header, Path, Query, Request
+from fastapi import Depends, Header, Path, Query, Request
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
-from api.database import database
+from api.database import Rows, rows
 from api.dicom_json import INSTANCE, SERIES, STUDY, Attribute, dataset
 from api.dicom_match import Conditions, Unmatchable
+from infra.identity.secured import SecuredRouter
 from infra.object_store import FolderStore, ObjectDamaged, ObjectMissing, ObjectStore
 from infra.problems import Problem
 
 DICOM_JSON = "application/dicom+json"
 
-router = APIRouter(tags=["imaging"])
+router = SecuredRouter(tags=["imaging"])
 
 
-def object_store(connection: HTTPConnection) -> ObjectStore:
+async def object_store(connection: HTTPConnection) -> ObjectStore:
     """The object store that the processor writes thumbnails to."""
     return FolderStore(connection.app.state.settings.object_store)
 
@@ -39,6 +39,12 @@ class _Level:
     keys: tuple[str, ...]
     order: str
     views: str
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """The tables of `page`, that of the level first; a row of each must be the asker's."""
+        every = ("i", "se", "st")
+        return every[every.index(self.keys[0].split(".")[0]) :]
 
 
 _STUDIES = _Level(
@@ -65,93 +71,90 @@ _INSTANCES = _Level(
     "JOIN study_overview st USING (tenant, study_uid)",
 )
 
-Pool = Annotated[asyncpg.Pool, Depends(database)]
+Database = Annotated[Rows, Depends(rows)]
 Uid = Annotated[str, Path(pattern=r"^[0-9.]{1,64}$")]
-Tenant = Annotated[
-    str, Header(alias="Millrace-Tenant", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="Owner of the files.")
-]
 Limit = Annotated[int, Query(ge=1, le=1000, description="Most results in the answer.")]
 Offset = Annotated[int, Query(ge=0, le=10_000_000, description="Results to leave out before the first.")]
 
 
-@router.get("/dicomweb/studies", response_class=Response)
+@router.get("/dicomweb/studies", scope="imaging:read", response_class=Response)
 async def search_studies(
-    request: Request, pool: Pool, limit: Limit = 100, offset: Offset = 0, tenant: Tenant = "default"
+    request: Request, database: Database, limit: Limit = 100, offset: Offset = 0
 ) -> Response:
     """Search for studies by any of their attributes, as `PatientName=By*&StudyDate=20250101-20250131`."""
-    return await _search(request, pool, _STUDIES, {}, tenant, limit, offset)
+    return await _search(request, database, _STUDIES, {}, limit, offset)
 
 
-@router.get("/dicomweb/series", response_class=Response)
+@router.get("/dicomweb/series", scope="imaging:read", response_class=Response)
 async def search_series(
-    request: Request, pool: Pool, limit: Limit = 100, offset: Offset = 0, tenant: Tenant = "default"
+    request: Request, database: Database, limit: Limit = 100, offset: Offset = 0
 ) -> Response:
     """Search for series by attributes of study and series."""
-    return await _search(request, pool, _SERIES, {}, tenant, limit, offset)
+    return await _search(request, database, _SERIES, {}, limit, offset)
 
 
-@router.get("/dicomweb/instances", response_class=Response)
+@router.get("/dicomweb/instances", scope="imaging:read", response_class=Response)
 async def search_instances(
-    request: Request, pool: Pool, limit: Limit = 100, offset: Offset = 0, tenant: Tenant = "default"
+    request: Request, database: Database, limit: Limit = 100, offset: Offset = 0
 ) -> Response:
     """Search for instances by attributes of study, series and instance."""
-    return await _search(request, pool, _INSTANCES, {}, tenant, limit, offset)
+    return await _search(request, database, _INSTANCES, {}, limit, offset)
 
 
-@router.get("/dicomweb/studies/{study_uid}/series", response_class=Response)
+@router.get("/dicomweb/studies/{study_uid}/series", scope="imaging:read", response_class=Response)
 async def search_series_of_study(
     request: Request,
-    pool: Pool,
+    database: Database,
     study_uid: Uid,
     limit: Limit = 100,
     offset: Offset = 0,
-    tenant: Tenant = "default",
 ) -> Response:
     """Search the series of a study."""
-    return await _search(request, pool, _SERIES, {"StudyInstanceUID": study_uid}, tenant, limit, offset)
+    return await _search(request, database, _SERIES, {"StudyInstanceUID": study_uid}, limit, offset)
 
 
-@router.get("/dicomweb/studies/{study_uid}/instances", response_class=Response)
+@router.get("/dicomweb/studies/{study_uid}/instances", scope="imaging:read", response_class=Response)
 async def search_instances_of_study(
     request: Request,
-    pool: Pool,
+    database: Database,
     study_uid: Uid,
     limit: Limit = 100,
     offset: Offset = 0,
-    tenant: Tenant = "default",
 ) -> Response:
     """Search the instances of a study."""
-    return await _search(request, pool, _INSTANCES, {"StudyInstanceUID": study_uid}, tenant, limit, offset)
+    return await _search(request, database, _INSTANCES, {"StudyInstanceUID": study_uid}, limit, offset)
 
 
-@router.get("/dicomweb/studies/{study_uid}/series/{series_uid}/instances", response_class=Response)
+@router.get(
+    "/dicomweb/studies/{study_uid}/series/{series_uid}/instances",
+    scope="imaging:read",
+    response_class=Response,
+)
 async def search_instances_of_series(
     request: Request,
-    pool: Pool,
+    database: Database,
     study_uid: Uid,
     series_uid: Uid,
     limit: Limit = 100,
     offset: Offset = 0,
-    tenant: Tenant = "default",
 ) -> Response:
     """Search the instances of a series."""
     within = {"StudyInstanceUID": study_uid, "SeriesInstanceUID": series_uid}
-    return await _search(request, pool, _INSTANCES, within, tenant, limit, offset)
+    return await _search(request, database, _INSTANCES, within, limit, offset)
 
 
 async def _search(
     request: Request,
-    pool: asyncpg.Pool,
+    database: Rows,
     level: _Level,
     within: dict[str, str],
-    tenant: str,
     limit: int,
     offset: int,
 ) -> Response:
     accepted = request.headers.get("accept", "*/*")
     if not any(t in accepted for t in ("*/*", "application/*", DICOM_JSON, "application/json")):
         raise Problem(406, "Not acceptable", f"The answer is {DICOM_JSON}; accept it.", field="accept")
-    conditions = Conditions(level.attributes, tenant, level.keys[0].split(".")[0])
+    conditions = Conditions(level.attributes, database.tenant, database.sees("patient"), level.aliases)
     warnings: list[str] = []
     for name, value in (*within.items(), *request.query_params.multi_items()):
         if name in ("limit", "offset", "includefield"):
@@ -164,12 +167,12 @@ async def _search(
             conditions.match(name, value)
         except Unmatchable as error:
             raise Problem(400, "Invalid query", str(error), field=name) from None
-    rows = await pool.fetch(_query(level, conditions, limit, offset), *conditions.values)
-    if len(rows) > limit:
-        rows = rows[:limit]
+    found = await database.fetch(_query(level, conditions, limit, offset), *conditions.values)
+    if len(found) > limit:
+        found = found[:limit]
         warnings.append("there are more results; ask again with a larger offset")
     headers = {"Warning": ", ".join(f'299 millrace "{w}"' for w in warnings)} if warnings else None
-    body = orjson.dumps([dataset(level.attributes, dict(row)) for row in rows])
+    body = orjson.dumps([dataset(level.attributes, dict(row)) for row in found])
     return Response(body, 200, headers, DICOM_JSON)
 
 
@@ -191,26 +194,28 @@ def _query(level: _Level, conditions: Conditions, limit: int, offset: int) -> st
 
 _THUMBNAIL = """
     SELECT thumbnail_digest, thumbnail_reason FROM instances
-    WHERE sop_instance_uid = $1 AND tenant = $2 AND ($3::text IS NULL OR study_uid = $3)
+    WHERE tenant = $1 AND ($2::text[] IS NULL OR patient_id = ANY($2))
+    AND sop_instance_uid = $3 AND ($4::text IS NULL OR study_uid = $4)
     ORDER BY study_uid LIMIT 1
 """
 
 
 @router.get(
     "/v1/instances/{sop_uid}/thumbnail",
+    scope="imaging:read",
     response_class=Response,
     responses={200: {"content": {"image/png": {}}}},
 )
 async def thumbnail(
     sop_uid: Uid,
-    pool: Pool,
+    database: Database,
     store: Annotated[ObjectStore, Depends(object_store)],
     study: Annotated[str | None, Query(pattern=r"^[0-9.]{1,64}$", description="Study Instance UID.")] = None,
     if_none_match: Annotated[str | None, Header()] = None,
-    tenant: Tenant = "default",
 ) -> Response:
     """The instance's picture: a PNG of at most 256 pixels a side. Its ETag is its digest."""
-    row: Any = await pool.fetchrow(_THUMBNAIL, sop_uid, tenant, study)
+    own = (database.tenant, database.sees("patient"))
+    row: Any = await database.fetchrow(_THUMBNAIL, *own, sop_uid, study)
     if row is None:
         raise Problem(
             404,

@@ -5,20 +5,19 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-import asyncpg
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import Depends, Path, Query
 from pydantic import BaseModel, Field
 
-from api.database import database
+from api.database import Rows, rows
 from api.paging import Cursor, Limit, Page, decode_cursor, encode_cursor
+from infra.identity.secured import SecuredRouter
 from infra.problems import Problem
 from schemas.orders.limits import IDENTIFIER
 
-router = APIRouter(prefix="/v1", tags=["orders"])
+router = SecuredRouter(prefix="/v1", tags=["orders"])
 
-Pool = Annotated[asyncpg.Pool, Depends(database)]
+Database = Annotated[Rows, Depends(rows)]
 Id = Annotated[str, Path(pattern=IDENTIFIER)]
-Tenant = Annotated[str, Query(pattern=IDENTIFIER, description="Whose orders and stock are asked for.")]
 Status = Literal[
     "PENDING",
     "CONFIRMED",
@@ -40,24 +39,29 @@ _ORDER = (
 _ONE = f"""
 SELECT {", ".join("o." + c for c in _ORDER.split(", "))}, l.sku, l.quantity, l.amount_minor, l.state
 FROM orders o LEFT JOIN order_lines l USING (tenant, order_id)
-WHERE o.tenant = $1 AND o.order_id = $2 ORDER BY l.sku COLLATE "C"
+WHERE o.tenant = $1 AND ($2::text[] IS NULL OR o.customer_id = ANY($2)) AND o.order_id = $3
+ORDER BY l.sku COLLATE "C"
 """  # noqa: S608 -- names of our own
 _HISTORY = """
 SELECT version, occurred_at, input_id, input_kind, outcome, status, reason
-FROM order_status_log WHERE tenant = $1 AND order_id = $2 AND version > $3 ORDER BY version LIMIT $4
+FROM order_status_log
+WHERE tenant = $1 AND ($2::text[] IS NULL OR customer_id = ANY($2)) AND order_id = $3 AND version > $4
+ORDER BY version LIMIT $5
 """
 _OF_CUSTOMER = f"""
 SELECT {_ORDER} FROM orders
-WHERE tenant = $1 AND customer_id = $2 AND ($3::text IS NULL OR status = $3)
-  AND ($4::timestamptz IS NULL OR (placed_at, order_id) < ($4, $5))
-ORDER BY placed_at DESC, order_id DESC LIMIT $6
+WHERE tenant = $1 AND ($2::text[] IS NULL OR customer_id = ANY($2)) AND customer_id = $3
+  AND ($4::text IS NULL OR status = $4)
+  AND ($5::timestamptz IS NULL OR (placed_at, order_id) < ($5, $6))
+ORDER BY placed_at DESC, order_id DESC LIMIT $7
 """  # noqa: S608 -- names of our own
 _STOCK = "SELECT sku, on_hand, reserved, on_hand - reserved AS available, version, updated_at FROM"
-_OF_SKU = f"{_STOCK} stock WHERE tenant = $1 AND sku = $2"
+# Stock is nobody's in particular: it is for those who see all customers.
+_OF_SKU = f"{_STOCK} stock WHERE tenant = $1 AND $2::text[] IS NULL AND sku = $3"
 _ALL_STOCK = f"""
-{_STOCK} stock WHERE tenant = $1 AND ($2::text IS NULL OR sku > $2)
-  AND (NOT $3 OR (on_hand - reserved) * 10 <= on_hand)
-ORDER BY sku LIMIT $4
+{_STOCK} stock WHERE tenant = $1 AND $2::text[] IS NULL AND ($3::text IS NULL OR sku > $3)
+  AND (NOT $4 OR (on_hand - reserved) * 10 <= on_hand)
+ORDER BY sku LIMIT $5
 """
 
 
@@ -114,36 +118,38 @@ class Stock(BaseModel):
     updated_at: datetime
 
 
-@router.get("/orders/{order_id}")
-async def order(order_id: Id, pool: Pool, tenant: Tenant = "default") -> Order:
+def _own(database: Rows) -> tuple[str, list[str] | None]:
+    """The first two values of each query: whose rows."""
+    return database.tenant, database.sees("customer")
+
+
+@router.get("/orders/{order_id}", scope="orders:read")
+async def order(order_id: Id, database: Database) -> Order:
     """An order with its lines and its newest status."""
-    rows = await pool.fetch(_ONE, tenant, order_id)
-    if not rows:
+    found = await database.fetch(_ONE, *_own(database), order_id)
+    if not found:
         raise Problem(
             404,
             "No such order",
             f"There is no order {order_id!r}: it was not placed, is on its way, or is a dead letter.",
         )
-    lines = [Line(**{f: row[f] for f in Line.model_fields}) for row in rows if row["sku"] is not None]
-    return Order(**{f: rows[0][f] for f in OrderSummary.model_fields}, lines=lines)
+    lines = [Line(**{f: row[f] for f in Line.model_fields}) for row in found if row["sku"] is not None]
+    return Order(**{f: found[0][f] for f in OrderSummary.model_fields}, lines=lines)
 
 
-@router.get("/orders/{order_id}/history")
-async def history(
-    order_id: Id, pool: Pool, tenant: Tenant = "default", limit: Limit = 50, cursor: Cursor = None
-) -> Page[Change]:
+@router.get("/orders/{order_id}/history", scope="orders:read")
+async def history(order_id: Id, database: Database, limit: Limit = 50, cursor: Cursor = None) -> Page[Change]:
     """All that happened to an order, oldest first; refused events too, of orders never placed as well."""
     after = decode_cursor(cursor, int)[0] if cursor is not None else 0
-    rows = await pool.fetch(_HISTORY, tenant, order_id, after, limit + 1)
-    items = [Change(**dict(row)) for row in rows[:limit]]
-    return Page(items=items, next_cursor=encode_cursor(items[-1].version) if len(rows) > limit else None)
+    found = await database.fetch(_HISTORY, *_own(database), order_id, after, limit + 1)
+    items = [Change(**dict(row)) for row in found[:limit]]
+    return Page(items=items, next_cursor=encode_cursor(items[-1].version) if len(found) > limit else None)
 
 
-@router.get("/customers/{customer_id}/orders")
+@router.get("/customers/{customer_id}/orders", scope="orders:read")
 async def orders_of_customer(
     customer_id: Id,
-    pool: Pool,
-    tenant: Tenant = "default",
+    database: Database,
     status: Annotated[Status | None, Query(description="Only these.")] = None,
     limit: Limit = 50,
     cursor: Cursor = None,
@@ -153,33 +159,32 @@ async def orders_of_customer(
     if cursor is not None:
         placed_at, order_id = decode_cursor(cursor, datetime, str)
         after = (placed_at, order_id)
-    rows = await pool.fetch(_OF_CUSTOMER, tenant, customer_id, status, *after, limit + 1)
-    items = [OrderSummary(**dict(row)) for row in rows[:limit]]
-    more = len(rows) > limit
+    found = await database.fetch(_OF_CUSTOMER, *_own(database), customer_id, status, *after, limit + 1)
+    items = [OrderSummary(**dict(row)) for row in found[:limit]]
+    more = len(found) > limit
     return Page(
         items=items, next_cursor=encode_cursor(items[-1].placed_at, items[-1].order_id) if more else None
     )
 
 
-@router.get("/stock/{sku}")
-async def stock_of_sku(sku: Id, pool: Pool, tenant: Tenant = "default") -> Stock:
+@router.get("/stock/{sku}", scope="orders:read")
+async def stock_of_sku(sku: Id, database: Database) -> Stock:
     """Stock of one SKU."""
-    row = await pool.fetchrow(_OF_SKU, tenant, sku)
+    row = await database.fetchrow(_OF_SKU, *_own(database), sku)
     if row is None:
         raise Problem(404, "No such SKU", f"Nothing was ever received, ordered or returned of SKU {sku!r}.")
     return Stock(**dict(row))
 
 
-@router.get("/stock")
+@router.get("/stock", scope="orders:read")
 async def stock(
-    pool: Pool,
-    tenant: Tenant = "default",
+    database: Database,
     low: Annotated[bool, Query(description="Only where a tenth or less is available.")] = False,
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> Page[Stock]:
     """Stock of all SKUs, by SKU."""
     after = decode_cursor(cursor, str)[0] if cursor is not None else None
-    rows = await pool.fetch(_ALL_STOCK, tenant, after, low, limit + 1)
-    items = [Stock(**dict(row)) for row in rows[:limit]]
-    return Page(items=items, next_cursor=encode_cursor(items[-1].sku) if len(rows) > limit else None)
+    found = await database.fetch(_ALL_STOCK, *_own(database), after, low, limit + 1)
+    items = [Stock(**dict(row)) for row in found[:limit]]
+    return Page(items=items, next_cursor=encode_cursor(items[-1].sku) if len(found) > limit else None)

@@ -6,19 +6,20 @@ from base64 import b64encode
 from datetime import datetime
 from typing import Annotated
 
-import asyncpg
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import Depends, Path, Query
 from pydantic import AwareDatetime, BaseModel, Field
 
-from api.database import database
+from api.database import Rows, rows
 from api.paging import Cursor, Limit, Page, decode_cursor, encode_cursor
+from infra.identity.secured import SecuredRouter
 from infra.problems import Problem
 from schemas.declare import Pipeline
 from schemas.pipelines import PIPELINES
+from schemas.roles import HOME_TENANT
 
-router = APIRouter(prefix="/v1", tags=["platform"])
+router = SecuredRouter(prefix="/v1", tags=["platform"])
 
-Database = Annotated[asyncpg.Pool, Depends(database)]
+Database = Annotated[Rows, Depends(rows)]
 
 
 class TopicView(BaseModel):
@@ -105,12 +106,14 @@ class DeadLetterBytes(DeadLetter):
     value: str | None = Field(description="The record's value, base64.")
 
 
-@router.get("/pipelines", summary="The declared pipelines")
+@router.get("/pipelines", scope="ops:read", summary="The declared pipelines")
 async def pipelines() -> list[PipelineView]:
     return [_view(p) for p in PIPELINES]
 
 
-@router.get("/pipelines/{name}/positions", summary="Where each consumer of a pipeline stands")
+@router.get(
+    "/pipelines/{name}/positions", scope="ops:read", summary="Where each consumer of a pipeline stands"
+)
 async def positions(name: str, database: Database) -> list[Position]:
     if name not in PIPELINES.by_name:
         raise Problem(
@@ -120,12 +123,12 @@ async def positions(name: str, database: Database) -> list[Position]:
         )
     pipeline = PIPELINES[name]
     consumers = [*(p.name for p in pipeline.processors), pipeline.sink_name]
-    rows = await database.fetch(
+    found = await database.fetch(
         "SELECT consumer, topic, partition, next_offset, epoch, updated_at FROM checkpoints"
         " WHERE consumer = ANY($1) ORDER BY consumer, topic, partition",
         consumers,
     )
-    return [Position(**row) for row in rows]
+    return [Position(**row) for row in found]
 
 
 _LETTER = (
@@ -133,8 +136,17 @@ _LETTER = (
     " field, error, octet_length(value) AS value_bytes, append_time, created_at"
 )
 
+# A record that no tenant could be read of is for those who run the instance. No letter is any object's: they
+# are for those who see all.
+_OWN = "(tenant = $1 OR tenant = '' AND $2) AND $3"
 
-@router.get("/dead-letters", summary="Dead letters, newest first")
+
+def _own(database: Rows) -> tuple[str, bool, bool]:
+    """The first three values of each query of dead letters: whose."""
+    return database.tenant, database.tenant == HOME_TENANT, not database.principal.objects
+
+
+@router.get("/dead-letters", scope="ops:read", summary="Dead letters, newest first")
 async def dead_letters(
     database: Database,
     pipeline: Annotated[str | None, Query(description="Only of this pipeline.")] = None,
@@ -151,16 +163,18 @@ async def dead_letters(
     cursor: Cursor = None,
 ) -> Page[DeadLetter]:
     after = decode_cursor(cursor, datetime, str, int, int, str) if cursor else (None,) * 5
-    rows = await database.fetch(
-        f"SELECT {_LETTER} FROM dead_letters"  # noqa: S608 - a constant list of columns
-        " WHERE ($1::text IS NULL OR pipeline = $1) AND ($2::text IS NULL OR consumer = $2)"
-        " AND ($3::text IS NULL OR topic = $3) AND ($4::text IS NULL OR error_class = $4)"
-        " AND ($5::text IS NULL OR input_id = $5)"
-        " AND ($6::timestamptz IS NULL OR created_at >= $6) AND ($7::timestamptz IS NULL OR created_at < $7)"
-        ' AND ($8::timestamptz IS NULL OR (created_at, topic, partition, "offset", consumer)'
-        " < ($8, $9::text, $10::bigint, $11::bigint, $12::text))"
-        " AND ($14::text IS NULL OR status = $14)"
-        ' ORDER BY created_at DESC, topic DESC, partition DESC, "offset" DESC, consumer DESC LIMIT $13',
+    found = await database.fetch(
+        f"SELECT {_LETTER} FROM dead_letters WHERE {_OWN}"  # noqa: S608 - constants
+        " AND ($4::text IS NULL OR pipeline = $4) AND ($5::text IS NULL OR consumer = $5)"
+        " AND ($6::text IS NULL OR topic = $6) AND ($7::text IS NULL OR error_class = $7)"
+        " AND ($8::text IS NULL OR input_id = $8)"
+        " AND ($9::timestamptz IS NULL OR created_at >= $9)"
+        " AND ($10::timestamptz IS NULL OR created_at < $10)"
+        ' AND ($11::timestamptz IS NULL OR (created_at, topic, partition, "offset", consumer)'
+        " < ($11, $12::text, $13::bigint, $14::bigint, $15::text))"
+        " AND ($17::text IS NULL OR status = $17)"
+        ' ORDER BY created_at DESC, topic DESC, partition DESC, "offset" DESC, consumer DESC LIMIT $16',
+        *_own(database),
         pipeline,
         consumer,
         topic,
@@ -172,8 +186,8 @@ async def dead_letters(
         limit + 1,
         status,
     )
-    items = [DeadLetter(**row) for row in rows[:limit]]
-    if len(rows) <= limit:
+    items = [DeadLetter(**row) for row in found[:limit]]
+    if len(found) <= limit:
         return Page(items=items)
     last = items[-1]
     return Page(
@@ -183,7 +197,9 @@ async def dead_letters(
 
 
 @router.get(
-    "/dead-letters/{topic}/{partition}/{offset}", summary="The dead letters of one record, with its bytes"
+    "/dead-letters/{topic}/{partition}/{offset}",
+    scope="ops:read",
+    summary="The dead letters of one record, with its bytes",
 )
 async def dead_letters_of_record(
     topic: str,
@@ -191,19 +207,21 @@ async def dead_letters_of_record(
     offset: Annotated[int, Path(ge=0, lt=2**63)],
     database: Database,
 ) -> list[DeadLetterBytes]:
-    rows = await database.fetch(
-        f"SELECT {_LETTER}, key, value FROM dead_letters"  # noqa: S608 - a constant list of columns
-        ' WHERE topic = $1 AND partition = $2 AND "offset" = $3 ORDER BY consumer',
+    found = await database.fetch(
+        f"SELECT {_LETTER}, key, value FROM dead_letters WHERE {_OWN}"  # noqa: S608 - constants
+        ' AND topic = $4 AND partition = $5 AND "offset" = $6 ORDER BY consumer',
+        *_own(database),
         topic,
         partition,
         offset,
     )
-    if not rows:
+    if not found:
         raise Problem(
             404, "No dead letter", f"The record {topic}/{partition}/{offset} stands in no dead letter."
         )
     return [
-        DeadLetterBytes(**{**row, "key": _base64(row["key"]), "value": _base64(row["value"])}) for row in rows
+        DeadLetterBytes(**{**row, "key": _base64(row["key"]), "value": _base64(row["value"])})
+        for row in found
     ]
 
 

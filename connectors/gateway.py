@@ -14,6 +14,8 @@ from connectors.body_limit import BodyLimit
 from connectors.publish import Publisher
 from infra import problems, web
 from infra.codec import Codec
+from infra.identity import secured
+from infra.identity.authenticator import authenticating
 from infra.settings import Settings
 from infra.telemetry import web as telemetry
 from infra.telemetry.health import Health
@@ -23,6 +25,11 @@ DESCRIPTION = """
 Every answer `202` means: the broker has the event on all its in-sync replicas, at the partition and offset
 given. An event that is sent again with the same event id takes effect once, so after a `503` or a lost
 connection simply send it again.
+
+Send a bearer token (the API's `POST /v1/oauth/token` gives one) or an API key with each request:
+`Authorization: Bearer …` or `X-API-Key: mk_…`. Each operation names the scope that it needs. An event is of
+the sender's tenant; one that names another is refused with `403`, as is one about an object (merchant, fleet,
+customer, patient) that the sender may not speak for.
 
 Errors are problem documents (RFC 9457): `422` names each field and the reason, `413` is too large a body,
 `503` says whether the event was surely not accepted or whether that is unknown.
@@ -40,6 +47,8 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # Also of what was added since: no route without a scope is ever served.
+        secured.require_scopes(app)
         codec = Codec(settings.schema_registry_url)
         publisher = Publisher(
             settings.kafka,
@@ -50,7 +59,10 @@ def create_app(settings: Settings) -> FastAPI:
         )
         app.state.publisher = publisher
         try:
-            yield
+            async with authenticating(
+                app, settings, lambda: settings.database_gateway_url, "millrace-gateway"
+            ):
+                yield
         finally:
             await publisher.close()
             codec.close()
@@ -73,6 +85,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     problems.install(app)
     telemetry.install(app, "gateway", health, check)
+    secured.install(app)
     return app
 
 

@@ -297,7 +297,7 @@ def _invalid(field: str, reason: str) -> Problem:
     return Problem(422, "Invalid request", f"{reason}.", errors=((field, reason),))
 
 
-def publisher(connection: HTTPConnection) -> Publisher:
+async def publisher(connection: HTTPConnection) -> Publisher:
     """The gateway's publisher, for `Annotated[Publisher, Depends(publisher)]`."""
     found = connection.app.state.publisher
     assert isinstance(found, Publisher)

@@ -111,6 +111,7 @@ class Sender:
             limits=httpx.Limits(max_connections=64),
             trust_env=False,
         )
+        self._proof: dict[str, str] = {}
         self._mqtt: Client | None = None
         self._connecting = asyncio.Lock()
         self._producer: Producer | None = None
@@ -139,6 +140,8 @@ class Sender:
                 await self._produce(step)
 
     async def _request(self, step: Http) -> None:
+        # A first start makes the key while traffic waits for the gateway.
+        self._proof = self._proof or self._settings.client_headers
         try:
             answer = await self._http.request(
                 step.method,
@@ -146,7 +149,7 @@ class Sender:
                 json=step.json,
                 files=step.files,
                 content=step.content,
-                headers=step.headers,
+                headers={**self._proof, **step.headers},
             )
         except httpx.TransportError as error:
             raise Again(f"{type(error).__name__} {error}".strip()) from error

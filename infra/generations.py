@@ -19,6 +19,8 @@ from infra.postgres import Connection
 
 LIVE = "live"
 PUBLIC = "public"
+INVOKER = sql.SQL("WITH (security_invoker = true)")
+"""Views ask in the name of whoever reads them: in their owner's they would pass row-level security."""
 
 
 def run_schema(run_id: int) -> str:
@@ -79,7 +81,8 @@ def same_columns(connection: Connection, name: str, schema: str) -> bool:
 
 
 def create_like(connection: Connection, name: str, schema: str) -> None:
-    """Create an empty table of the same name, columns, keys and checks in `schema`; without its triggers."""
+    """Create an empty table of the same name, columns, keys, checks and grants in `schema`; without its
+    triggers and policies (`point_to` puts it behind row-level security)."""
     source = sql.Identifier(home(connection, name), name)
     target = sql.Identifier(schema, name)
     text = source.as_string(connection)
@@ -94,6 +97,14 @@ def create_like(connection: Connection, name: str, schema: str) -> None:
     connection.execute(
         sql.SQL("CREATE TABLE {} (LIKE {} INCLUDING ALL){}").format(target, source, partitioned)
     )
+    granted = connection.execute(
+        "SELECT a.grantee::regrole::text, string_agg(a.privilege_type, ', ')"
+        " FROM pg_class c, aclexplode(c.relacl) a"
+        " WHERE c.oid = to_regclass(%s) AND a.grantee NOT IN (0, c.relowner) GROUP BY 1",
+        (text,),
+    ).fetchall()
+    for role, privileges in granted:
+        connection.execute(sql.SQL(f"GRANT {privileges} ON {{}} TO {role}").format(target))
     if hypertable:
         connection.execute(
             "SELECT create_hypertable(%s::regclass, %s::name, chunk_time_interval => %s::interval,"
@@ -111,6 +122,7 @@ def point_to(connection: Connection, name: str, run_id: int) -> None:
         _fold(connection, name)
     _move(connection, name, LIVE, retired_schema(run_id))
     _move(connection, name, run_schema(run_id), LIVE)
+    _protect(connection, LIVE, name)
     connection.execute(
         "INSERT INTO generations (name, generation) VALUES (%s, %s) ON CONFLICT (name)"
         " DO UPDATE SET generation = excluded.generation, switched_at = now()",
@@ -173,7 +185,7 @@ def _bind_anew(connection: Connection, views: Iterable[_View]) -> None:
     """Let views read what their names mean now."""
     for view in views:
         connection.execute(
-            sql.SQL("CREATE OR REPLACE VIEW {} AS {}").format(view.identifier, view.definition)
+            sql.SQL("CREATE OR REPLACE VIEW {} {} AS {}").format(view.identifier, INVOKER, view.definition)
         )
 
 
@@ -207,10 +219,17 @@ def _read_through_pointer(connection: Connection, name: str, generation: int) ->
 def _create_view(connection: Connection, name: str, condition: sql.Composable) -> None:
     listed = sql.SQL(", ").join(sql.Identifier(c) for c, _ in columns(connection, LIVE, name))
     connection.execute(
-        sql.SQL("CREATE OR REPLACE VIEW public.{} AS SELECT {} FROM {} WHERE {}").format(
-            sql.Identifier(name), listed, sql.Identifier(LIVE, name), condition
+        sql.SQL("CREATE OR REPLACE VIEW public.{} {} AS SELECT {} FROM {} WHERE {}").format(
+            sql.Identifier(name), INVOKER, listed, sql.Identifier(LIVE, name), condition
         )
     )
+    _protect(connection, PUBLIC, name)
+
+
+def _protect(connection: Connection, schema: str, name: str) -> None:
+    """Put a table, or a view of its name, behind row-level security, where that is there already."""
+    if connection.execute("SELECT to_regproc('public.millrace_protect')").fetchone() != (None,):
+        connection.execute("SELECT public.millrace_protect(%s, %s)", (schema, name))
 
 
 def _copy_comments(connection: Connection, name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
 
@@ -90,10 +90,11 @@ def connect(database_url: DatabaseUrl, application: str = "millrace") -> Connect
     )
 
 
-def let_reader_in(database_url: str, password: str) -> None:
-    """Give role millrace_reader, made by the first migration, its password."""
+def let_in(database_url: str, passwords: Mapping[str, str]) -> None:
+    """Give roles, which the migrations have made, their passwords."""
     with connect(database_url, "millrace-migrate") as connection:
-        set_password(connection, "millrace_reader", password)
+        for role, password in passwords.items():
+            set_password(connection, role, password)
 
 
 def set_password(connection: Connection, role: str, password: str) -> None:

@@ -16,9 +16,12 @@ from confluent_kafka.schema_registry.error import SchemaRegistryError
 
 from infra.broker import TopicMismatch, TopicSpec, ensure_topics
 from infra.codec import Codec
-from infra.postgres import MigrationError, let_reader_in, migrate
+from infra.identity import first
+from infra.identity.subjects import SubjectError
+from infra.postgres import MigrationError, let_in, migrate
 from infra.services.credentials import ensure_secret
-from infra.settings import Settings
+from infra.services.rotation import ROTATED
+from infra.settings import SettingError, Settings
 from schemas.declare import Pipelines
 from schemas.platform import TICK
 
@@ -28,6 +31,18 @@ FIRST_MODELS = (sys.executable, "-m", "infra.cli", "models", "ensure")
 
 class PrepareError(RuntimeError):
     """Something could not be prepared; the message names it, the reason and the remedy."""
+
+
+def prepare_database(settings: Settings) -> list[str]:
+    """Migrate the database, let its roles in, and make who is there first; returns the migrations applied.
+
+    Raises `MigrationError`, `SettingError`, and psycopg's OperationalError.
+    """
+    applied = migrate(settings.database_url)
+    others = {r.role: ensure_secret(settings, name) for name, r in ROTATED.items() if name != "postgres"}
+    let_in(settings.database_url, others)
+    first.ensure(settings)
+    return applied
 
 
 def prepare(settings: Settings, pipelines: Pipelines, progress: Callable[[str], None]) -> None:
@@ -61,9 +76,8 @@ def prepare(settings: Settings, pipelines: Pipelines, progress: Callable[[str], 
     progress(f"schemas: {len(topics) + len(ticks)} registered")
 
     try:
-        applied = migrate(settings.database_url)
-        let_reader_in(settings.database_url, ensure_secret(settings, "reader"))
-    except MigrationError as error:
+        applied = prepare_database(settings)
+    except (MigrationError, SettingError, SubjectError) as error:
         raise PrepareError(str(error)) from error
     except psycopg.OperationalError as error:
         raise PrepareError(f"the database does not answer: {error}; look at `millrace status`") from error

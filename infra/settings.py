@@ -122,7 +122,49 @@ SETTINGS: dict[str, Setting] = {
     "database_reader_url": Setting(
         "DATABASE_READER_URL",
         lambda s: s.as_reader(s.database_url),
-        "Postgres as analysts and the API read it: role millrace_reader, which may only SELECT.",
+        "Postgres for those who run the instance: role millrace_reader, which reads every tenant's rows.",
+    ),
+    "database_api_url": Setting(
+        "DATABASE_API_URL",
+        lambda s: s.as_role("api", s.database_url),
+        "Postgres as the API reads it: role millrace_api, which sees the rows of one tenant at a time.",
+    ),
+    "database_identity_url": Setting(
+        "DATABASE_IDENTITY_URL",
+        lambda s: s.as_role("identity", s.database_url),
+        "Postgres as logins use it: role millrace_identity, subjects and their proofs alone.",
+    ),
+    "database_gateway_url": Setting(
+        "DATABASE_GATEWAY_URL",
+        lambda s: s.as_role("gateway", s.database_url),
+        "Postgres as the gateway asks who is there: role millrace_gateway, which may read grants alone.",
+    ),
+    "database_sink_url": Setting(
+        "DATABASE_SINK_URL",
+        lambda s: s.as_role("sink", s.database_url) if s.secret("sink") else s.database_url,
+        "Postgres as sinks write it: role millrace_sink, sink tables and positions alone, of all tenants.",
+    ),
+    "signing_keys": Setting(
+        "MILLRACE_SIGNING_KEYS",
+        lambda s: str(s.home_path / "secrets" / "signing"),
+        "Folder of the keys that access tokens are signed with.",
+    ),
+    "token_issuer": Setting(
+        "MILLRACE_TOKEN_ISSUER", lambda s: s.api_url, "Who issues our access tokens (claim iss)."
+    ),
+    "token_audience": Setting(
+        "MILLRACE_TOKEN_AUDIENCE", lambda s: "millrace", "Whom our access tokens are for (claim aud)."
+    ),
+    "local_admin": Setting(
+        "MILLRACE_LOCAL_ADMIN",
+        lambda s: "on",
+        "Whether `up` makes the subject `admin`, who may do everything, with a password and an API key that"
+        " are kept in the state folder: on, or off where `millrace users add` makes the first one.",
+    ),
+    "api_key": Setting(
+        "MILLRACE_API_KEY",
+        lambda s: s.secret("api_key"),
+        "API key that this instance's own clients (demo, benchmarks) send.",
     ),
     "publish_timeout_ms": Setting(
         "MILLRACE_PUBLISH_TIMEOUT_MS",
@@ -266,6 +308,21 @@ class Settings:
         address = parts.netloc.rpartition("@")[2]
         return parts._replace(netloc=f"millrace_reader:{password}@{address}").geturl()
 
+    def as_role(self, name: str, database_url: str) -> str:
+        """The same database for role `millrace_<name>`, whose password is the secret `name`.
+
+        Never the owner's address: before `up` made the password, nobody gets in by it.
+        """
+        parts = urlsplit(database_url)
+        address = parts.netloc.rpartition("@")[2]
+        return parts._replace(netloc=f"millrace_{name}:{self.secret(name)}@{address}").geturl()
+
+    @property
+    def client_headers(self) -> dict[str, str]:
+        """What a client of this instance's own sends with each request to API and gateway."""
+        key = self.text("api_key")
+        return {"Authorization": f"Bearer {key}"} if key else {}
+
     @property
     def kafka_bootstrap_servers(self) -> str:
         return self.text("kafka_bootstrap_servers")
@@ -281,6 +338,26 @@ class Settings:
     @property
     def database_reader_url(self) -> str:
         return self.text("database_reader_url")
+
+    @property
+    def database_api_url(self) -> str:
+        return self.text("database_api_url")
+
+    @property
+    def database_identity_url(self) -> str:
+        return self.text("database_identity_url")
+
+    @property
+    def database_gateway_url(self) -> str:
+        return self.text("database_gateway_url")
+
+    @property
+    def database_sink_url(self) -> str:
+        return self.text("database_sink_url")
+
+    @property
+    def signing_keys(self) -> Path:
+        return Path(self.text("signing_keys"))
 
     @property
     def redis_url(self) -> str:

@@ -46,7 +46,7 @@ class Sink:
             mappings,
             self._codec,
             result_producer(settings.kafka),
-            lambda: sink_url(settings.database_url),
+            lambda: sink_url(settings.database_sink_url),
             self.progress,
             DeadLetterLimit(pipeline.sink_name, settings.number("dead_letter_limit_pct")),
         )

@@ -18,7 +18,7 @@ TRACE_TRUCK = "trace"
 
 _DEFAULTS: Event = {f["name"]: f.get("default") for f in TRUCK_TELEMETRY.schema["fields"]}
 _TEXTS = ("event_id", "tenant", "truck_id")
-_NUMBERS = tuple(name for name in _DEFAULTS if name not in (*_TEXTS, "occurred_at", "sequence"))
+_NUMBERS = tuple(n for n in _DEFAULTS if n not in (*_TEXTS, "fleet_id", "occurred_at", "sequence"))
 
 
 def _own(batch: pa.RecordBatch, first_row: int) -> Iterator[tuple[Topic, Event]]:
@@ -35,6 +35,7 @@ def _own(batch: pa.RecordBatch, first_row: int) -> Iterator[tuple[Topic, Event]]
             event["event_id"] = f"{event['truck_id']}/{event['sequence']}/{event['occurred_at']}"
         for name in _TEXTS:
             event[name] = str(event[name])
+        event["fleet_id"] = None if event["fleet_id"] is None else str(event["fleet_id"])
         for name in _NUMBERS:
             event[name] = None if event[name] is None else float(event[name])
         yield TRUCK_TELEMETRY, event

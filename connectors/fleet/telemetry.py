@@ -40,6 +40,9 @@ class Telemetry(BaseModel):
     )
     tenant: str | None = Field(None, description="Owner of the truck.", examples=["default"])
     truck_id: str | None = Field(None, description="The truck.", examples=["truck-7"])
+    fleet_id: str | None = Field(
+        None, description="The fleet that the truck drives for.", examples=["harbour"]
+    )
     occurred_at: Annotated[int, BeforeValidator(milliseconds)] = Field(
         description="When the fix was taken: milliseconds since 1970 UTC, or ISO 8601 text with a zone.",
         examples=["2026-01-01T09:00:00Z"],
@@ -82,7 +85,7 @@ class CheckedTelemetry(Telemetry):
             raise ValueError(reason)
         return value
 
-    @field_validator("truck_id", "tenant")
+    @field_validator("truck_id", "tenant", "fleet_id")
     @classmethod
     def _is_name(cls, value: str | None) -> str | None:
         if value is not None and not NAME.fullmatch(value):

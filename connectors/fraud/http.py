@@ -5,11 +5,14 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, Depends
+from fastapi import Body, Depends
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from connectors.identity import new_event_id
+from connectors.ownership import require_object, tenant_of
 from connectors.publish import Accepted, Publisher, publisher
+from infra.identity import secured
+from infra.identity.principal import Principal
 from infra.problems import FieldProblem
 from schemas.fraud import CARD_TRANSACTIONS
 
@@ -18,7 +21,9 @@ BATCH_MAX = 1_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 
-router = APIRouter(prefix="/v1/transactions", tags=["fraud"])
+router = secured.SecuredRouter(prefix="/v1/transactions", tags=["fraud"])
+
+Sender = Annotated[Principal, Depends(secured.principal)]
 
 
 def _printable(text: str) -> str:
@@ -40,7 +45,7 @@ class Transaction(BaseModel):
         default=None,
         description="The transaction's own id, so that it can be sent again; made here if absent.",
     )
-    tenant: Name = "default"
+    tenant: Name | None = Field(default=None, description="The sender's own, as if absent.")
     occurred_at: AwareDatetime = Field(
         ge=datetime(2000, 1, 1, tzinfo=UTC),
         description="When the card was used, with its time zone.",
@@ -59,12 +64,19 @@ class Transaction(BaseModel):
     )
     channel: Literal["UNKNOWN", "PRESENT", "ONLINE"] = "UNKNOWN"
 
-    def event(self) -> dict[str, Any]:
+    def event(self, tenant: str) -> dict[str, Any]:
         """The event for `card-transactions`; the id is made here where the client gave none."""
         event = self.model_dump()
+        event["tenant"] = tenant
         event["event_id"] = self.event_id or new_event_id()
         event["occurred_at"] = (self.occurred_at - _EPOCH) // _MILLISECOND
         return event
+
+
+def _own(transaction: Transaction, sender: Principal) -> dict[str, Any]:
+    """The event. Raises `Problem` 403 where it is not the sender's to send."""
+    require_object(sender, "fraud", transaction.merchant_id)
+    return transaction.event(tenant_of(sender, transaction.tenant))
 
 
 class Verdict(BaseModel):
@@ -84,15 +96,18 @@ class BatchVerdict(BaseModel):
     items: list[Verdict]
 
 
-@router.post("", status_code=202)
-async def submit(transaction: Transaction, to: Annotated[Publisher, Depends(publisher)]) -> Accepted:
+@router.post("", scope="fraud:write", status_code=202)
+async def submit(
+    transaction: Transaction, to: Annotated[Publisher, Depends(publisher)], sender: Sender
+) -> Accepted:
     """Submit one transaction. Sending it again with the same `event_id` has no further effect."""
-    event = transaction.event()
+    event = _own(transaction, sender)
     return Accepted.of(event["event_id"], await to.publish(CARD_TRANSACTIONS, event))
 
 
 @router.post(
     "/batch",
+    scope="fraud:write",
     status_code=202,
     openapi_extra={
         "requestBody": {
@@ -111,14 +126,16 @@ async def submit(transaction: Transaction, to: Annotated[Publisher, Depends(publ
 async def submit_batch(
     transactions: Annotated[list[Any], Body(min_length=1, max_length=BATCH_MAX)],
     to: Annotated[Publisher, Depends(publisher)],
+    sender: Sender,
 ) -> BatchVerdict:
-    """Submit up to 1,000 transactions. Invalid ones are refused one by one, the others are accepted."""
+    """Submit up to 1,000 transactions. Invalid ones are refused one by one, the others are accepted; one that
+    is not the sender's to send refuses them all."""
     verdicts: list[Verdict] = []
     events: list[dict[str, Any]] = []
     places: list[int] = []
     for item in transactions:
         try:
-            events.append(Transaction.model_validate(item).event())
+            events.append(_own(Transaction.model_validate(item), sender))
         except ValidationError as error:
             verdicts.append(Verdict(refused=_faults(error)))
         else:

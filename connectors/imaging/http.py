@@ -13,15 +13,18 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, Depends, Header, Path, Request
+from fastapi import Depends, Header, Path, Request
 from pydantic import BaseModel, Field
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from connectors.imaging.multipart import Part, boundary_of, parts, single
 from connectors.imaging.uploads import Event, upload_event
+from connectors.ownership import require_object
 from connectors.publish import Publisher, Receipt, publisher
 from infra.dicom import MAX_FILE_BYTES, Identity, Unacceptable, identify
+from infra.identity import secured
+from infra.identity.principal import Principal
 from infra.object_store import FolderStore, ObjectStore
 from infra.problems import Problem
 from schemas.imaging import DICOM_UPLOADS
@@ -34,10 +37,10 @@ OUT_OF_RESOURCES = 0xA700
 CLASS_NOT_SUPPORTED = 0x0122
 PROCESSING_FAILURE = 0x0110
 
-router = APIRouter(tags=["imaging"])
+router = secured.SecuredRouter(tags=["imaging"])
 
 
-def object_store(connection: HTTPConnection) -> ObjectStore:
+async def object_store(connection: HTTPConnection) -> ObjectStore:
     """The object store that the processor reads."""
     return FolderStore(connection.app.state.settings.object_store)
 
@@ -114,9 +117,14 @@ class _Door:
         return await out.publish_many(DICOM_UPLOADS, [s.event for s in self.stored])
 
 
-Tenant = Annotated[
-    str, Header(alias="Millrace-Tenant", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="Owner of the files.")
-]
+async def owner(sender: Annotated[Principal, Depends(secured.principal)]) -> str:
+    """The tenant that files are taken for: their sender's. For senders who may speak for all patients: whose
+    a file is, is read after it was taken."""
+    require_object(sender, "imaging", None)
+    return sender.tenant
+
+
+Tenant = Annotated[str, Depends(owner)]
 ClientId = Annotated[
     str,
     Header(
@@ -139,9 +147,9 @@ _STOW_BODY = {
 }
 
 
-@router.post("/dicomweb/studies", openapi_extra=_STOW_BODY, response_class=Response)
+@router.post("/dicomweb/studies", scope="imaging:write", openapi_extra=_STOW_BODY, response_class=Response)
 async def store_instances(
-    request: Request, out: Out, store: Store, tenant: Tenant = "default", client_id: ClientId = ""
+    request: Request, out: Out, store: Store, tenant: Tenant, client_id: ClientId = ""
 ) -> Response:
     """Store instances (STOW-RS).
 
@@ -151,13 +159,18 @@ async def store_instances(
     return await _stow(request, _Door(store, tenant, "stow", client_id), out)
 
 
-@router.post("/dicomweb/studies/{study_uid}", openapi_extra=_STOW_BODY, response_class=Response)
+@router.post(
+    "/dicomweb/studies/{study_uid}",
+    scope="imaging:write",
+    openapi_extra=_STOW_BODY,
+    response_class=Response,
+)
 async def store_instances_of_study(
     request: Request,
     study_uid: Annotated[str, Path(pattern=r"^[0-9.]{1,64}$", description="Study Instance UID.")],
     out: Out,
     store: Store,
-    tenant: Tenant = "default",
+    tenant: Tenant,
     client_id: ClientId = "",
 ) -> Response:
     """Store instances of one study (STOW-RS); those of another are refused."""
@@ -259,9 +272,9 @@ _FORM_BODY = {
 }
 
 
-@router.post("/v1/dicom", status_code=202, openapi_extra=_FORM_BODY)
+@router.post("/v1/dicom", scope="imaging:write", status_code=202, openapi_extra=_FORM_BODY)
 async def upload(
-    request: Request, out: Out, store: Store, tenant: Tenant = "default", client_id: ClientId = ""
+    request: Request, out: Out, store: Store, tenant: Tenant, client_id: ClientId = ""
 ) -> Uploaded:
     """Upload DICOM files from a form. 422 where not one of them could be taken."""
     content_type = request.headers.get("content-type", "")

@@ -5,11 +5,14 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path
+from fastapi import Depends, Path
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from connectors.identity import new_event_id
+from connectors.ownership import require_object, tenant_of
 from connectors.publish import Accepted, Publisher, publisher
+from infra.identity import secured
+from infra.identity.principal import Principal
 from schemas.orders import ORDER_EVENTS, STOCK_RECEIPTS
 from schemas.orders.limits import (
     CANCELLED,
@@ -24,8 +27,9 @@ from schemas.orders.limits import (
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 
-router = APIRouter(prefix="/v1", tags=["orders"])
+router = secured.SecuredRouter(prefix="/v1", tags=["orders"])
 
+Sender = Annotated[Principal, Depends(secured.principal)]
 Identifier = Annotated[str, Field(pattern=IDENTIFIER)]
 Quantity = Annotated[int, Field(ge=1, le=MAX_QUANTITY, strict=True, examples=[2])]
 
@@ -38,7 +42,7 @@ class _Input(BaseModel):
     event_id: Identifier | None = Field(
         default=None, description="The event's own id, so that it can be sent again; made here if absent."
     )
-    tenant: Identifier = "default"
+    tenant: Identifier | None = Field(default=None, description="The sender's own, as if absent.")
     occurred_at: AwareDatetime | None = Field(
         default=None,
         ge=datetime(2000, 1, 1, tzinfo=UTC),
@@ -46,12 +50,14 @@ class _Input(BaseModel):
         examples=["2025-11-03T11:00:00Z"],
     )
 
-    def envelope(self) -> dict[str, Any]:
-        """The fields that every event of the domain has."""
+    def envelope(self, sender: Principal, customer_id: str | None = None) -> dict[str, Any]:
+        """The fields that every event of the domain has. Raises `Problem` 403 where it is not the sender's to
+        send."""
+        require_object(sender, "orders", customer_id)
         at = self.occurred_at or datetime.now(UTC)
         return {
             "event_id": self.event_id or new_event_id(),
-            "tenant": self.tenant,
+            "tenant": tenant_of(sender, self.tenant),
             "occurred_at": (at - _EPOCH) // _MILLISECOND,
         }
 
@@ -95,10 +101,10 @@ class OrderAccepted(Accepted):
     order_id: str
 
 
-@router.post("/orders", status_code=202)
-async def place(order: Order, to: Annotated[Publisher, Depends(publisher)]) -> OrderAccepted:
+@router.post("/orders", scope="orders:write", status_code=202)
+async def place(order: Order, to: Annotated[Publisher, Depends(publisher)], sender: Sender) -> OrderAccepted:
     """Place an order. The answer says that it was taken down; its status follows within moments."""
-    envelope = order.envelope()
+    envelope = order.envelope(sender, order.customer_id)
     order_id = order.order_id or envelope["event_id"]
     event = envelope | {
         "order_id": order_id,
@@ -111,14 +117,18 @@ async def place(order: Order, to: Annotated[Publisher, Depends(publisher)]) -> O
     return OrderAccepted(order_id=order_id, **Accepted.of(event["event_id"], receipt).model_dump())
 
 
-@router.post("/orders/{order_id}/cancel", status_code=202)
+@router.post("/orders/{order_id}/cancel", scope="orders:write", status_code=202)
 async def cancel(
     order_id: Annotated[str, Path(pattern=IDENTIFIER)],
     to: Annotated[Publisher, Depends(publisher)],
+    sender: Sender,
     cancellation: Cancellation | None = None,
 ) -> OrderAccepted:
-    """Cancel an order, before or after its confirmation; what it holds goes back to stock."""
-    event = (cancellation or Cancellation()).envelope() | {
+    """Cancel an order, before or after its confirmation; what it holds goes back to stock.
+
+    It is for senders who may speak for all customers: only the order itself tells whose it is.
+    """
+    event = (cancellation or Cancellation()).envelope(sender) | {
         "order_id": order_id,
         "kind": CANCELLED,
         "customer_id": None,
@@ -129,12 +139,13 @@ async def cancel(
     return OrderAccepted(order_id=order_id, **Accepted.of(event["event_id"], receipt).model_dump())
 
 
-@router.post("/stock/{sku}/receipts", status_code=202)
+@router.post("/stock/{sku}/receipts", scope="orders:write", status_code=202)
 async def receive(
     sku: Annotated[str, Path(pattern=IDENTIFIER)],
     receipt: StockReceipt,
     to: Annotated[Publisher, Depends(publisher)],
+    sender: Sender,
 ) -> Accepted:
     """Book units of a SKU that arrived: opening stock or a delivery."""
-    event = receipt.envelope() | {"sku": sku, "quantity": receipt.quantity}
+    event = receipt.envelope(sender) | {"sku": sku, "quantity": receipt.quantity}
     return Accepted.of(event["event_id"], await to.publish(STOCK_RECEIPTS, event))

@@ -16,8 +16,9 @@ import typer
 from infra.services import ServiceError
 from infra.settings import SettingError
 from infra.supervisor import SupervisorError
+from schemas.roles import Refusal
 
-EXPLAINED: tuple[type[Exception], ...] = (ServiceError, SettingError, SupervisorError)
+EXPLAINED: tuple[type[Exception], ...] = (ServiceError, SettingError, SupervisorError, Refusal)
 """Errors whose message is one sentence with the remedy: people see that alone, not a traceback."""
 
 

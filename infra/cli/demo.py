@@ -145,7 +145,7 @@ class _Demo:
         s = self.settings
         found = [
             f"queries {s.api_url}/docs    ingestion {s.gateway_url}/docs",
-            'tables: eval "$(millrace env)"; psql "$DATABASE_READER_URL"',
+            'credentials: eval "$(millrace env)"    tables: psql "$DATABASE_READER_URL"',
             "processes: millrace ps    Ctrl-C stops everything",
         ]
         return [*found, *(f"{n}: {t.trouble}" for n, t in self.traffic.tallies.items() if t.waiting > 20)] + (

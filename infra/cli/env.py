@@ -1,4 +1,4 @@
-"""`millrace env`: this instance's addresses, for a shell or a program."""
+"""`millrace env`: this instance's addresses and credentials, for a shell or a program."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from infra.settings import SETTINGS, Settings
+from schemas.roles import ADMIN
 
 app = typer.Typer()
 
@@ -21,14 +22,17 @@ EXPORTED = (
     "mqtt_url",
     "api_url",
     "gateway_url",
+    "api_key",
 )
 
 
 @app.command()
 def env(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
-    """Print the addresses as shell exports: eval "$(millrace env)"."""
+    """Print addresses, API key and the local admin's password as shell exports: eval "$(millrace env)"."""
     settings = Settings.load()
     values = {SETTINGS[name].variable: settings.text(name) for name in EXPORTED}
+    if password := settings.secret(ADMIN):
+        values |= {"MILLRACE_USER": ADMIN, "MILLRACE_PASSWORD": password}
     if as_json:
         typer.echo(json.dumps(values, indent=2))
     else:

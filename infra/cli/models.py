@@ -141,13 +141,14 @@ def _simulated(rows: int) -> Iterator[dict[str, Any]]:
     from connectors.fraud.http import Transaction
     from connectors.fraud.traffic import steps
     from connectors.traffic import Http
+    from schemas.roles import HOME_TENANT
 
     def events() -> Iterator[dict[str, Any]]:
         stolen: set[str] = set()
         for step in steps(Random(0), lambda: SIMULATED_NOW_MS, stolen):  # noqa: S311 -- simulation
             if isinstance(step, Http):
                 for body in step.json if isinstance(step.json, list) else [step.json]:
-                    event = Transaction.model_validate(body).event()
+                    event = Transaction.model_validate(body).event(HOME_TENANT)
                     if event["occurred_at"] <= SIMULATED_NOW_MS:  # the rest is poison
                         yield {**event, LABEL: event["event_id"] in stolen}
 

@@ -20,7 +20,7 @@ def rotate(
     name: Annotated[
         str,
         typer.Argument(
-            help="postgres (the owner) or reader (analysts and the API); of a secured instance also"
+            help="postgres (the owner), reader, api, identity, gateway, sink; of a secured instance also"
             " kafka-PRINCIPAL, as kafka-processor-fraud, and kafka-certificate."
         ),
     ],

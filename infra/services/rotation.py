@@ -29,6 +29,10 @@ class Rotated:
 ROTATED: Mapping[str, Rotated] = {
     "postgres": Rotated("millrace", "database_url"),
     "reader": Rotated("millrace_reader", "database_reader_url"),
+    "api": Rotated("millrace_api", "database_api_url"),
+    "identity": Rotated("millrace_identity", "database_identity_url"),
+    "gateway": Rotated("millrace_gateway", "database_gateway_url"),
+    "sink": Rotated("millrace_sink", "database_sink_url"),
 }
 
 

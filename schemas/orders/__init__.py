@@ -98,7 +98,7 @@ ORDER_LINES_TABLE = Table(
     name="order_lines",
     topic=ORDER_STATUS,
     key=("tenant", "order_id", "sku"),
-    columns=("tenant", "order_id", "sku", "quantity", "amount_minor", "state", "version"),
+    columns=("tenant", "order_id", "customer_id", "sku", "quantity", "amount_minor", "state", "version"),
     merge=Merge.HIGHEST_VERSION,
     order_by="version",
 )
@@ -110,6 +110,7 @@ ORDER_STATUS_LOG_TABLE = Table(
         "tenant",
         "order_id",
         "version",
+        "customer_id",
         "event_id",
         "occurred_at",
         "input_id",

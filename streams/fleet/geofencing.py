@@ -69,6 +69,8 @@ def invalid(event: Event) -> tuple[str, str] | None:
     for field in ("truck_id", "tenant"):
         if not NAME.fullmatch(event[field]):
             return field, f"{field} is {event[field]!r}; {NAME_RULE}"
+    if event["fleet_id"] is not None and not NAME.fullmatch(event["fleet_id"]):
+        return "fleet_id", f"fleet_id is {event['fleet_id']!r}; {NAME_RULE}"
     if not event["event_id"]:
         return "event_id", "event_id is empty; send one that is the message's own"
     for field in _REQUIRED:
@@ -220,6 +222,7 @@ def _alert(
         "latitude": spot.latitude,
         "longitude": spot.longitude,
         "engine_temperature_c": None,
+        "fleet_id": event["fleet_id"],
         "input_id": event["event_id"],
         "is_late": False,
         "code_version": GEOFENCING.code_version,

@@ -162,7 +162,8 @@ class Accounts:
                 source_partition integer NOT NULL, source_offset bigint NOT NULL,
                 PRIMARY KEY (event_id, occurred_at) $ddl$);
             CREATE TABLE {self.latest.name} (account text PRIMARY KEY, balance_minor bigint NOT NULL,
-                version bigint NOT NULL, source_partition integer NOT NULL, source_offset bigint NOT NULL)
+                version bigint NOT NULL, source_partition integer NOT NULL, source_offset bigint NOT NULL);
+            GRANT SELECT, INSERT, UPDATE ON {self.ledger.name}, {self.latest.name} TO millrace_sink
         """
 
     def logic(self) -> Accounting:

@@ -8,11 +8,13 @@ import pytest
 
 from infra.settings import Settings
 from tests.api.line import Line
+from tests.signed_in import signed_in
 
 
 @pytest.fixture
 def line(database: Settings) -> Iterator[Line]:
-    """A line to the test instance's database, not yet open."""
-    line = Line(database.database_url)
+    """A line to the test instance's database by the API's role, not yet open."""
+    signed_in(database)
+    line = Line(database.database_api_url)
     yield line
     line.cut()

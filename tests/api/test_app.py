@@ -19,6 +19,7 @@ from infra.postgres import connect
 from infra.settings import Settings
 from schemas.declare import Pipelines
 from tests.accounts import Accounts
+from tests.signed_in import signed_in
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,6 +29,7 @@ def test_ready_says_which_part_is_degraded(
 ) -> None:
     """A pipeline whose table is missing degrades that pipeline by name, and no other part."""
     pipeline = accounts.pipeline
+    signed_in(database)
     table = pipeline.tables[0].name
     monkeypatch.setattr(api.app, "PIPELINES", Pipelines.of(pipeline))
     with TestClient(create_app(database)) as client, connect(database.database_url) as connection:
@@ -70,6 +72,7 @@ def test_large_answers_are_compressed(database: Settings) -> None:
 def test_the_command_serves_the_api(database: Settings) -> None:
     """`python -m api` answers at API_URL until SIGTERM, and its exit is clean."""
     environ = {**os.environ, **database.environ}
+    headers = signed_in(database)
     with subprocess.Popen([sys.executable, "-m", "api"], env=environ, cwd=ROOT) as process:
         try:
             deadline = time.monotonic() + 30
@@ -80,7 +83,9 @@ def test_the_command_serves_the_api(database: Settings) -> None:
                 except httpx.TransportError:
                     assert time.monotonic() < deadline
                     time.sleep(0.1)
-            assert httpx.get(f"{database.api_url}/v1/pipelines").status_code == 200
+            assert httpx.get(f"{database.api_url}/v1/pipelines").status_code == 401
+            answer = httpx.get(f"{database.api_url}/v1/pipelines", headers=headers)
+            assert answer.status_code == 200
             assert "millrace_http_requests_total" in httpx.get(f"{database.api_url}/metrics").text
             process.send_signal(signal.SIGTERM)
             assert process.wait(15) in (0, -signal.SIGTERM)

@@ -2,41 +2,46 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-import asyncpg
 import pytest
 from fastapi import Depends
 from fastapi.testclient import TestClient
 
 from api import database as module
 from api.app import create_app
-from api.database import database as database_dependency
+from api.database import Rows, rows
+from infra.identity.principal import Principal
+from infra.identity.secured import SecuredRouter
 from infra.settings import Settings
 from tests.api.line import Line
+from tests.signed_in import signed_in
 
-Database = Annotated[asyncpg.Pool, Depends(database_dependency)]
+Database = Annotated[Rows, Depends(rows)]
 
 
 def make_client(settings: Settings) -> TestClient:
     """The API with a route for any query, and one that asks asyncpg wrongly."""
     app = create_app(settings)
+    router = SecuredRouter()
 
-    @app.get("/v1/sql")
+    @router.get("/v1/sql", scope="ops:read")
     async def sql(query: str, database: Database) -> Any:
         return await database.fetchval(query)
 
-    @app.get("/v1/number")
+    @router.get("/v1/number", scope="ops:read")
     async def number(value: int, database: Database) -> Any:
         return await database.fetchval("SELECT $1::integer", value)
 
-    @app.get("/v1/mistake")
+    @router.get("/v1/mistake", scope="ops:read")
     async def mistake(database: Database) -> Any:
         return await database.fetchval("SELECT $1::integer", "one")
 
-    return TestClient(app)
+    app.include_router(router)
+    return TestClient(app, headers=signed_in(settings))
 
 
 @pytest.fixture
@@ -50,12 +55,48 @@ def ask(client: TestClient, query: str) -> Any:
 
 
 def test_the_api_cannot_write(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
-    """Every transaction of the API is read-only: an INSERT is refused by the database."""
+    """Every transaction of the API is read-only: an UPDATE is refused by the database."""
     assert ask(client, "SELECT 6 * 7").json() == 42
-    insert = "INSERT INTO migrations (name, sha256) VALUES ('x', 'x') RETURNING name"
-    assert ask(client, insert).status_code == 500
+    assert ask(client, "UPDATE checkpoints SET epoch = 0 RETURNING consumer").status_code == 500
     assert "read-only" in caplog.text
-    assert ask(client, "SELECT count(*) FROM migrations WHERE name = 'x'").json() == 0
+
+
+def test_a_pooled_connection_keeps_no_tenant(client: TestClient) -> None:
+    """Whatever comes of a request, its connection goes back to the pool knowing of nobody."""
+    app: Any = client.app
+    pool = app.state.database
+    assert client.portal is not None
+    for query in (
+        "SELECT millrace_tenant()",
+        "SELECT 1 / 0",
+        "SELECT pg_terminate_backend(pg_backend_pid())",
+    ):
+        ask(client, query)
+        assert client.portal.call(pool.fetchval, "SELECT millrace_tenant()") is None
+        assert client.portal.call(pool.fetchval, "SELECT millrace_sees_all()") is False
+    assert ask(client, "SELECT millrace_tenant()").json() == "default"
+
+
+def test_tenants_do_not_mix_in_the_pool(database: Settings) -> None:
+    """Two hundred transactions of twenty tenants at once on ten connections: each is its own tenant's."""
+    signed_in(database)
+
+    async def main() -> list[tuple[str, str]]:
+        async with module.pool(database) as pool:
+
+            async def one(n: int) -> tuple[str, str]:
+                tenant = f"tenant-{n % 20}"
+                principal = Principal("p", "program", tenant, frozenset(), {"fleet": frozenset({tenant})}, "")
+                found = await Rows(pool, principal).fetchrow(
+                    "SELECT millrace_tenant() AS tenant, millrace_objects('fleet') AS fleets,"
+                    " millrace_objects('patient') AS patients, pg_sleep(0.001)::text"
+                )
+                assert found is not None and found["fleets"] == [tenant] and found["patients"] is None
+                return tenant, found["tenant"]
+
+            return await asyncio.gather(*map(one, range(200)))
+
+    assert all(wanted == found for wanted, found in asyncio.run(main()))
 
 
 def test_a_query_that_takes_too_long_is_ended(database: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +121,7 @@ def test_it_starts_stays_and_recovers_without_a_database(
 ) -> None:
     """With Postgres away the API starts, lives, and answers 503 problems; once it is there, it answers;
     when it breaks off and comes back, likewise."""
-    settings = Settings({**database.environ, "DATABASE_READER_URL": line.url})
+    settings = Settings({**database.environ, "DATABASE_API_URL": line.url})
     with make_client(settings) as client:
 
         def assert_away() -> None:
@@ -110,7 +151,7 @@ def test_no_more_connections_is_503(line: Line, database: Settings, caplog: pyte
     answer does not say more; the log does."""
     line.open()
     wrong = line.url.replace(":", ":wrong", 2).replace(":wrong", ":", 1)
-    settings = Settings({**database.environ, "DATABASE_READER_URL": wrong})
+    settings = Settings({**database.environ, "DATABASE_API_URL": wrong})
     with make_client(settings) as client:
         answer = ask(client, "SELECT 1")
     assert answer.status_code == 503

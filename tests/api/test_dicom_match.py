@@ -10,35 +10,37 @@ import pytest
 from api.dicom_json import STUDY, dataset
 from api.dicom_match import Conditions, Unmatchable
 
+OWN = "st.tenant = $1 AND ($2::text[] IS NULL OR st.patient_id = ANY($2))"
+
 
 def matched(name: str, text: str) -> tuple[str, list[Any]]:
-    conditions = Conditions(STUDY, "t", "st")
+    conditions = Conditions(STUDY, "t", ["p"], ("st",))
     conditions.match(name, text)
-    return conditions.sql(), conditions.values[1:]
+    return conditions.sql(), conditions.values[2:]
 
 
 @pytest.mark.parametrize(
     ("name", "text", "condition", "values"),
     [
-        ("PatientID", "A*B?_%\\", "st.patient_id LIKE $2", ["A%B_\\_\\%\\\\"]),
-        ("PatientID", "A_1", "st.patient_id = $2", ["A_1"]),
-        ("0020000d", "1.2, 1.3", "st.study_uid = ANY($2::text[])", [["1.2", "1.3"]]),
-        ("StudyDate", "20240131", "st.study_date >= $2 AND st.study_date <= $3", [date(2024, 1, 31)] * 2),
-        ("StudyDate", "-20240131", "st.study_date <= $2", [date(2024, 1, 31)]),
-        ("StudyTime", "10-", "st.study_time >= $2", [time(10)]),
-        ("StudyTime", "-10", "st.study_time <= $2", [time(10, 59, 59, 999_999)]),
-        ("StudyTime", "-101530.5", "st.study_time <= $2", [time(10, 15, 30, 599_999)]),
+        ("PatientID", "A*B?_%\\", "st.patient_id LIKE $3", ["A%B_\\_\\%\\\\"]),
+        ("PatientID", "A_1", "st.patient_id = $3", ["A_1"]),
+        ("0020000d", "1.2, 1.3", "st.study_uid = ANY($3::text[])", [["1.2", "1.3"]]),
+        ("StudyDate", "20240131", "st.study_date >= $3 AND st.study_date <= $4", [date(2024, 1, 31)] * 2),
+        ("StudyDate", "-20240131", "st.study_date <= $3", [date(2024, 1, 31)]),
+        ("StudyTime", "10-", "st.study_time >= $3", [time(10)]),
+        ("StudyTime", "-10", "st.study_time <= $3", [time(10, 59, 59, 999_999)]),
+        ("StudyTime", "-101530.5", "st.study_time <= $3", [time(10, 15, 30, 599_999)]),
     ],
 )
 def test_a_value_becomes_a_condition(name: str, text: str, condition: str, values: list[Any]) -> None:
     """Wildcards, lists and ranges become comparisons, with SQL's own wildcards escaped."""
-    assert matched(name, text) == (f"st.tenant = $1 AND {condition}", values)
+    assert matched(name, text) == (f"{OWN} AND {condition}", values)
 
 
 @pytest.mark.parametrize("text", ["", "*", "  "])
 def test_an_empty_value_matches_everything(text: str) -> None:
     """Universal matching adds no condition."""
-    assert matched("PatientName", text) == ("st.tenant = $1", [])
+    assert matched("PatientName", text) == (OWN, [])
 
 
 @pytest.mark.parametrize(

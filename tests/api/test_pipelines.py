@@ -15,13 +15,14 @@ from infra.postgres import connect
 from infra.settings import Settings
 from schemas.declare import Pipeline
 from schemas.pipelines import PIPELINES
+from tests.signed_in import signed_in
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
 def client(database: Settings) -> Iterator[TestClient]:
-    with TestClient(create_app(database)) as client:
+    with TestClient(create_app(database), headers=signed_in(database)) as client:
         yield client
 
 

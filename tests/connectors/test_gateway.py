@@ -23,9 +23,11 @@ from connectors.__main__ import main
 from connectors.gateway import create_app
 from connectors.publish import Accepted, Event, Publisher, publisher
 from infra.codec import Codec
+from infra.identity.secured import SecuredRouter
 from infra.settings import PORT_GATEWAY, Settings
 from schemas.declare import Topic
 from schemas.pipelines import PIPELINES
+from tests.signed_in import signed_in
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,12 +39,14 @@ NOWHERE = {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1", "SCHEMA_REGISTRY_URL": "htt
 @pytest.fixture
 def client(registry: Settings, topic: Topic) -> Iterator[TestClient]:
     app = create_app(registry)
+    router = SecuredRouter()
 
-    @app.post("/v1/readings", status_code=202)
+    @router.post("/v1/readings", scope="fleet:write", status_code=202)
     async def readings(body: Event, publisher: Annotated[Publisher, Depends(publisher)]) -> Accepted:
         return Accepted.of(body["event_id"], await publisher.publish(topic, body))
 
-    with TestClient(app) as client:
+    app.include_router(router)
+    with TestClient(app, headers=signed_in(registry)) as client:
         yield client
 
 
@@ -116,6 +120,7 @@ from fastapi import Depends
 from connectors.gateway import create_app
 from connectors.publish import Accepted, Publisher, publisher
 from infra import web
+from infra.identity.secured import SecuredRouter
 from infra.settings import Settings
 from infra.telemetry import logs
 from pathlib import Path
@@ -125,10 +130,12 @@ topic = declare.Topic(domain="readings", name=sys.argv[2], key="device", owner="
 settings = Settings.load()
 logs.configure("connector")
 app = create_app(settings)
-@app.post("/v1/readings", status_code=202)
+router = SecuredRouter()
+@router.post("/v1/readings", scope="fleet:write", status_code=202)
 async def readings(body: dict, publisher: Annotated[Publisher, Depends(publisher)]) -> Accepted:
     await asyncio.sleep(1.0)
     return Accepted.of(body["event_id"], await publisher.publish(topic, body))
+app.include_router(router)
 web.run(app, settings.gateway_url, 10)
 """
 
@@ -147,6 +154,7 @@ def wait_for(url: str) -> None:
 def test_a_request_under_way_is_answered_before_the_end(registry: Settings, topic: Topic) -> None:
     """SIGTERM ends the gateway only after the request in hand has its acknowledgement; its log is JSON."""
     environ = {**os.environ, **registry.environ, "PYTHONPATH": str(ROOT)}
+    headers = signed_in(registry)
     folder = str(topic.schema_path.parents[1])
     with subprocess.Popen(
         [sys.executable, "-c", SLOW_GATEWAY, folder, topic.name],
@@ -156,7 +164,7 @@ def test_a_request_under_way_is_answered_before_the_end(registry: Settings, topi
     ) as process:
         try:
             wait_for(f"{registry.gateway_url}/health/live")
-            with httpx.Client(timeout=15) as client:
+            with httpx.Client(timeout=15, headers=headers) as client:
                 # Shortly after the request has arrived.
                 threading.Timer(0.4, process.send_signal, (signal.SIGTERM,)).start()
                 answer = client.post(f"{registry.gateway_url}/v1/readings", json=EVENT)

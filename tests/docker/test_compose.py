@@ -93,12 +93,23 @@ def transaction(event_id: str, minute: int) -> dict[str, Any]:
 
 
 def submit(settings: Settings, body: dict[str, Any]) -> httpx.Response:
-    return httpx.post(f"{settings.gateway_url}/v1/transactions", json=body, trust_env=False, timeout=20)
+    return httpx.post(
+        f"{settings.gateway_url}/v1/transactions",
+        json=body,
+        headers=settings.client_headers,
+        trust_env=False,
+        timeout=20,
+    )
 
 
 def decided(settings: Settings) -> list[tuple[str, int]]:
     """The card's decisions by the API, oldest first: event id, and the transactions within the hour."""
-    answer = httpx.get(f"{settings.api_url}/v1/cards/{CARD}/decisions", trust_env=False, timeout=20)
+    answer = httpx.get(
+        f"{settings.api_url}/v1/cards/{CARD}/decisions",
+        headers=settings.client_headers,
+        trust_env=False,
+        timeout=20,
+    )
     return [(one["event_id"], one["count_1h"]) for one in reversed(answer.raise_for_status().json()["items"])]
 
 
@@ -106,6 +117,7 @@ def dead(settings: Settings) -> list[str]:
     """The error classes of the pipeline's dead letters, by the API."""
     answer = httpx.get(
         f"{settings.api_url}/v1/dead-letters",
+        headers=settings.client_headers,
         params={"pipeline": "fraud"},
         trust_env=False,
         timeout=20,

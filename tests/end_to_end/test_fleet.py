@@ -24,6 +24,7 @@ from infra.dead_letters import REASON_HEADER
 from infra.postgres import connect
 from infra.settings import Settings
 from schemas.fleet import PIPELINE, TRUCK_TELEMETRY
+from tests.signed_in import signed_in
 
 START_MS = 1_735_722_000_000  # 2025-01-01 09:00 UTC
 TRUCK = "truck-e2e"
@@ -87,7 +88,7 @@ def fleet(database: Settings, codec: Codec, tmp_path_factory: pytest.TempPathFac
     code, output = cli("fleet", "fences", "load", str(path))
     assert code == 0 and ": 1 fences" in output, output
     with running("streams", "fleet"), running("sinks", "fleet"):
-        with TestClient(create_gateway(database)) as gateway:
+        with TestClient(create_gateway(database), headers=signed_in(database)) as gateway:
             for body in (VISIT, HOT, fix(37, engine_temperature_c=90), LATE, VISIT[1]):
                 answer = gateway.post("/v1/telemetry", json=body)
                 assert answer.status_code == 202, answer.text
@@ -119,7 +120,7 @@ def fleet(database: Settings, codec: Codec, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="module")
 def api(fleet: Settings) -> Iterator[TestClient]:
-    with TestClient(create_api(fleet)) as client:
+    with TestClient(create_api(fleet), headers=signed_in(fleet)) as client:
         yield client
 
 
@@ -237,7 +238,7 @@ def test_alerts(api: TestClient) -> None:
 
 def test_gateway_names_field_and_reason(fleet: Settings) -> None:
     """Unusable telemetry is refused with 422, field, reason and remedy; none of its list is sent."""
-    with TestClient(create_gateway(fleet)) as gateway:
+    with TestClient(create_gateway(fleet), headers=signed_in(fleet)) as gateway:
         for body, field, reason in (
             (fix(1) | {"latitude": 95}, "fix.latitude", "latitude is 95; send a value from -90 to 90"),
             ([fix(300), fix(301) | {"speed_kmh": "fast"}], "fixes.1.speed_kmh", "valid number"),

@@ -25,6 +25,7 @@ from sinks.orders import ROWS
 from sinks.runtime import Sink
 from streams.orders import PROCESSORS
 from streams.runtime import Worker
+from tests.signed_in import signed_in
 
 
 @contextmanager
@@ -83,13 +84,13 @@ def orders(database: Settings, codec: Codec) -> Iterator[Settings]:
 
 @pytest.fixture(scope="module")
 def gateway(orders: Settings) -> Iterator[TestClient]:
-    with TestClient(create_gateway(orders)) as client:
+    with TestClient(create_gateway(orders), headers=signed_in(orders)) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def api(orders: Settings) -> Iterator[TestClient]:
-    with TestClient(create_api(orders)) as client:
+    with TestClient(create_api(orders), headers=signed_in(orders)) as client:
         yield client
 
 

@@ -41,6 +41,7 @@ class Clients:
 
     url: str
     events: Sequence[dict[str, Any]]
+    headers: dict[str, str]
     answers: dict[str, tuple[int, int]] = field(default_factory=dict)
     unknown: int = 0
     failed: list[str] = field(default_factory=list)
@@ -57,7 +58,7 @@ class Clients:
             thread.join()
 
     def _client(self, left: queue.SimpleQueue[dict[str, Any]]) -> None:
-        with httpx.Client(trust_env=False, timeout=20) as client:
+        with httpx.Client(trust_env=False, timeout=20, headers=self.headers) as client:
             while True:
                 try:
                     event = left.get_nowait()
@@ -126,7 +127,7 @@ def test_the_gateway_dies(faulty: Services, tmp_path: Path, seed: int) -> None:
     ]
     settings = faulty.settings
     with fraud(settings, tmp_path) as gateway:
-        clients = Clients(settings.gateway_url, events)
+        clients = Clients(settings.gateway_url, events, settings.client_headers)
         sending = threading.Thread(target=clients.send_all)
         sending.start()
         for share in (0.5, 0.75):

@@ -11,7 +11,8 @@ import pytest
 
 from api.database import pool
 from infra.codec import Codec
-from infra.postgres import connect, let_reader_in, set_password
+from infra.postgres import connect, set_password
+from infra.prepare import prepare_database
 from infra.services import ServiceError
 from infra.services.credentials import ensure_secret
 from infra.services.rotation import rotate
@@ -24,6 +25,7 @@ def test_processes_go_on_through_a_rotation(
 ) -> None:
     """Their sessions end in mid-traffic and are opened anew: nobody exits, nothing is lost or doubled."""
     old = database.database_url
+    prepare_database(database)
     with pipeline(database, codec, "rotated", tmp_path) as rig:
         processes = [rig.start(role) for role in ("processor", "sink")]
         first = rig.traffic(seed, seconds=1, events_total=100)
@@ -31,7 +33,7 @@ def test_processes_go_on_through_a_rotation(
         rig.drain()  # both are at work
         traffic = rig.traffic(seed + 1, seconds=4, events_total=1_500)
         traffic.reach(0.4)
-        ended = rotate(database, "postgres")
+        ended = rotate(database, "postgres") + rotate(database, "sink")
         assert ended >= 2
         with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
             connect(old)
@@ -59,17 +61,17 @@ def test_an_interrupted_rotation_is_completed(database: Settings) -> None:
 
 def test_the_api_reads_on_through_a_rotation(database: Settings) -> None:
     """The pool's connections end, and the next query comes with the new password."""
-    let_reader_in(database.database_url, ensure_secret(database, "reader"))
+    prepare_database(database)
 
     async def read() -> list[str]:
         async with pool(database) as reading:
             users = [await reading.fetchval("SELECT current_user")]
-            rotate(database, "reader")
+            rotate(database, "api")
             await asyncio.sleep(0.2)
             users.append(await reading.fetchval("SELECT current_user"))
         return users
 
-    assert asyncio.run(read()) == ["millrace_reader", "millrace_reader"]
+    assert asyncio.run(read()) == ["millrace_api", "millrace_api"]
 
 
 def test_what_is_kept_elsewhere_is_not_rotated(database: Settings) -> None:

@@ -17,6 +17,7 @@ from infra.codec import Codec
 from infra.postgres import connect
 from infra.settings import Settings
 from schemas.imaging import PIPELINE
+from tests.signed_in import signed_in
 
 START_SECONDS = 180.0
 ARRIVE_SECONDS = 120.0
@@ -28,6 +29,7 @@ class Imaging:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.gateway = settings.gateway_url
+        self.http = httpx.Client(headers=signed_in(settings))
         self.api = settings.api_url
 
     def query(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -58,6 +60,7 @@ def imaging(codec: Codec, database: Settings) -> Iterator[Imaging]:
     for topic in topics:
         codec.register(topic)
         codec.register(topic.dlq)
+    signed_in(database)
     commands = (["connectors", "gateway"], ["streams", "imaging"], ["sinks", "imaging"], ["api"])
     processes = [subprocess.Popen([sys.executable, "-m", *c], env={**os.environ}) for c in commands]
     try:
@@ -70,7 +73,9 @@ def imaging(codec: Codec, database: Settings) -> Iterator[Imaging]:
                 except httpx.HTTPError:
                     assert time.monotonic() < deadline, f"{url} does not answer"
                     time.sleep(0.1)
-        yield Imaging(database)
+        made = Imaging(database)
+        with made.http:
+            yield made
     finally:
         for process in processes:
             process.terminate()

@@ -26,6 +26,7 @@ from connectors.traffic import Http, Raw
 from infra.codec import Codec
 from infra.object_store import FolderStore
 from schemas.imaging import DICOM_UPLOADS
+from tests.signed_in import key_of
 
 if TYPE_CHECKING:
     from tests.imaging.conftest import Imaging
@@ -51,7 +52,7 @@ def multipart(*files: bytes, boundary: str = "cut-here") -> tuple[bytes, dict[st
 def stow(imaging: Imaging, *files: bytes, study: str = "", **headers: str) -> httpx.Response:
     body, kind = multipart(*files)
     path = "/dicomweb/studies" + (f"/{study}" if study else "")
-    return httpx.post(imaging.gateway + path, content=body, headers={**kind, **headers})
+    return imaging.http.post(imaging.gateway + path, content=body, headers={**kind, **headers})
 
 
 def test_stow_answers_as_the_standard_says(imaging: Imaging) -> None:
@@ -98,7 +99,8 @@ def test_a_body_that_is_no_store_request_is_a_problem(
 ) -> None:
     """Wrong media types, cut bodies and empty ones are problem documents; nothing of them is published."""
     accept = {"Accept": "application/dicom+xml"} if status == 406 else {}
-    answer = httpx.post(f"{imaging.gateway}/dicomweb/studies", content=content, headers={**headers, **accept})
+    url = f"{imaging.gateway}/dicomweb/studies"
+    answer = imaging.http.post(url, content=content, headers={**headers, **accept})
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
 
@@ -109,7 +111,7 @@ def test_a_form_upload_says_what_became_of_each_file(imaging: Imaging) -> None:
         ("files", ("../secret/ct.dcm", CT, "application/dicom")),
         ("files", ("notes.txt", b"hello", "application/octet-stream")),
     ]
-    answer = httpx.post(f"{imaging.gateway}/v1/dicom", files=files)
+    answer = imaging.http.post(f"{imaging.gateway}/v1/dicom", files=files)
     assert answer.status_code == 202
     ((accepted,), (refused,)) = (answer.json()[k] for k in ("accepted", "refused"))
     assert accepted["filename"] == "ct.dcm"
@@ -118,7 +120,7 @@ def test_a_form_upload_says_what_became_of_each_file(imaging: Imaging) -> None:
     indexed, _ = imaging.settled({accepted["event_id"]})
     assert indexed
 
-    none = httpx.post(f"{imaging.gateway}/v1/dicom", files=files[1:])
+    none = imaging.http.post(f"{imaging.gateway}/v1/dicom", files=files[1:])
     assert none.status_code == 422
     assert none.json()["errors"][0]["field"] == "notes.txt"
 
@@ -134,7 +136,10 @@ def test_an_independent_client_stores_and_finds(imaging: Imaging) -> None:
         image = deepcopy(study)
         image.SOPInstanceUID, image.InstanceNumber = f"2.25.2000{n}", n
         images.append(image)
-    writer, reader = DICOMwebClient(f"{imaging.gateway}/dicomweb"), DICOMwebClient(f"{imaging.api}/dicomweb")
+    key = imaging.settings.client_headers
+    writer, reader = (
+        DICOMwebClient(f"{url}/dicomweb", headers=key) for url in (imaging.gateway, imaging.api)
+    )
     stored = writer.store_instances(images, study_instance_uid="2.25.1001")
     assert len(stored.ReferencedSOPSequence) == 3
     deadline = time.monotonic() + 90
@@ -181,39 +186,39 @@ def test_an_independent_client_stores_and_finds(imaging: Imaging) -> None:
 def test_a_search_says_what_it_cannot_do(imaging: Imaging) -> None:
     """An unknown attribute is 400 naming it; fuzzy matching and cut results are told in a Warning header."""
     url = f"{imaging.api}/dicomweb/studies"
-    unknown = httpx.get(url, params={"PixelSpacing": "1"})
+    unknown = imaging.http.get(url, params={"PixelSpacing": "1"})
     assert unknown.status_code == 400
     assert "PixelSpacing" in unknown.json()["detail"]
     stow(imaging, CT, MR)
     deadline = time.monotonic() + 90
-    while len(httpx.get(url).json()) < 2:
+    while len(imaging.http.get(url).json()) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    cut = httpx.get(url, params={"limit": "1", "fuzzymatching": "true", "includefield": "all"})
+    cut = imaging.http.get(url, params={"limit": "1", "fuzzymatching": "true", "includefield": "all"})
     assert len(cut.json()) == 1
     assert "fuzzymatching is not supported" in cut.headers["warning"]
     assert "larger offset" in cut.headers["warning"]
-    assert httpx.get(url, headers={"Accept": "application/dicom+xml"}).status_code == 406
+    assert imaging.http.get(url, headers={"Accept": "application/dicom+xml"}).status_code == 406
 
 
 def test_thumbnails_are_served_with_their_digest(imaging: Imaging) -> None:
     """A PNG with its digest as ETag, 304 where the client has it, 404 with the reason where there is none."""
     report = (FILES / "test-SR.dcm").read_bytes()
-    answers = [httpx.post(f"{imaging.gateway}/v1/dicom", files={"f": ("x", f)}) for f in (CT, report)]
+    answers = [imaging.http.post(f"{imaging.gateway}/v1/dicom", files={"f": ("x", f)}) for f in (CT, report)]
     accepted = [a.json()["accepted"][0] for a in answers]
     imaging.settled({a["event_id"] for a in accepted})
     urls = [f"{imaging.api}/v1/instances/{a['sop_instance_uid']}/thumbnail" for a in accepted]
-    picture = httpx.get(urls[0])
+    picture = imaging.http.get(urls[0])
     assert picture.headers["content-type"] == "image/png"
     assert picture.headers["etag"] == f'"{hashlib.sha256(picture.content).hexdigest()}"'
     with Image.open(BytesIO(picture.content)) as image:
         assert image.size == (128, 128)
-    again = httpx.get(urls[0], headers={"If-None-Match": picture.headers["etag"]})
+    again = imaging.http.get(urls[0], headers={"If-None-Match": picture.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
-    none = httpx.get(urls[1])
+    none = imaging.http.get(urls[1])
     assert none.status_code == 404
     assert "no pixel data" in none.json()["detail"]
-    assert httpx.get(f"{imaging.api}/v1/instances/1.2.3/thumbnail").status_code == 404
+    assert imaging.http.get(f"{imaging.api}/v1/instances/1.2.3/thumbnail").status_code == 404
 
 
 def test_sending_again_and_sending_other_bytes(imaging: Imaging) -> None:
@@ -282,7 +287,8 @@ def test_lifelike_traffic_is_accounted_for(imaging: Imaging) -> None:
     acknowledged: set[str] = set()
     producer = Producer({"bootstrap.servers": imaging.settings.kafka_bootstrap_servers})
     poison = 0
-    with httpx.Client(base_url=imaging.gateway, headers={"Millrace-Tenant": "simulated"}) as client:
+    key = key_of(imaging.settings, "simulator", "simulated", ["producer:imaging"])
+    with httpx.Client(base_url=imaging.gateway, headers=key) as client:
         while poison < 3:
             step = next(traffic)
             if isinstance(step, Raw):

@@ -76,6 +76,7 @@ def test_env_is_what_a_shell_can_evaluate(environ: dict[str, str]) -> None:
         "MQTT_URL",
         "API_URL",
         "GATEWAY_URL",
+        "MILLRACE_API_KEY",
     }
     script = f'eval "$({shlex.join(MILLRACE)} env)"; exec {shlex.quote(sys.executable)} -c '
     script += shlex.quote("import json, os; print(json.dumps(dict(os.environ)))")

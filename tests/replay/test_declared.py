@@ -19,8 +19,8 @@ from infra.broker import TopicSpec, ensure_topics, producer
 from infra.cli import build
 from infra.codec import Codec
 from infra.generations import unfolded
-from infra.postgres import connect, let_reader_in
-from infra.services.credentials import ensure_secret
+from infra.postgres import connect
+from infra.prepare import prepare_database
 from infra.settings import Settings
 from schemas.fleet import PIPELINE as FLEET
 from schemas.fleet import TRUCK_TELEMETRY
@@ -32,12 +32,12 @@ NAMES = [p.name for p in PIPELINES]
 
 @pytest.fixture(scope="module")
 def prepared(database: Settings, codec: Codec) -> Settings:
-    """All declared topics and schemas are there, and the analysts' role may log in."""
+    """All declared topics and schemas are there, and the database's roles may log in."""
     topics = [x for p in PIPELINES for t in p.topics for x in (t, t.dlq)]
     ensure_topics(database.kafka, [TopicSpec.of(t) for t in topics])
     for topic in topics:
         codec.register(topic)
-    let_reader_in(database.database_url, ensure_secret(database, "reader"))
+    prepare_database(database)
     return database
 
 
@@ -127,7 +127,7 @@ def test_fleet_is_replayed_from_the_command_line_and_the_api_follows(
     with (
         running("streams", "fleet"),
         running("sinks", "fleet"),
-        TestClient(create_app(prepared)) as api,
+        TestClient(create_app(prepared), headers=prepared.client_headers) as api,
     ):
         end = time.monotonic() + 60
         while ask(prepared, "SELECT count(*) FROM truck_positions") != [(600,)]:

@@ -15,6 +15,7 @@ from infra.broker import TopicSpec, ensure_topics
 from infra.codec import Codec
 from infra.settings import Settings
 from schemas.fraud import CARD_TRANSACTIONS
+from tests.signed_in import signed_in
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def gateway(registry: Settings, codec: Codec) -> Iterator[TestClient]:
     """The gateway over the real broker and registry."""
     ensure_topics(registry.kafka, [TopicSpec.of(CARD_TRANSACTIONS)])
     codec.register(CARD_TRANSACTIONS)
-    with TestClient(create_app(registry)) as client:
+    with TestClient(create_app(registry), headers=signed_in(registry)) as client:
         yield client
 
 

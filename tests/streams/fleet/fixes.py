@@ -31,6 +31,7 @@ def fix(n: int, longitude: float = 0.0, latitude: float = 0.0, **values: Any) ->
         "odometer_m": None,
         "fuel_pct": None,
         "load_kg": None,
+        "fleet_id": None,
         **values,
     }
 

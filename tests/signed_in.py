@@ -1,0 +1,43 @@
+"""Clients with an API key, for tests of the applications."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+
+from starlette.datastructures import Headers
+
+from infra.identity import api_keys, subjects
+from infra.identity.principal import Principal
+from infra.postgres import connect
+from infra.prepare import prepare_database
+from infra.settings import Settings
+from schemas.roles import HOME_TENANT, SCOPES
+
+
+class Everybody:
+    """An authenticator to whom everybody is one who may do everything, for tests without identities."""
+
+    async def principal(self, headers: Headers) -> Principal:
+        return Principal("anybody", "program", HOME_TENANT, SCOPES, {}, "none")
+
+
+def signed_in(settings: Settings) -> dict[str, str]:
+    """The headers of the test instance's own admin, who is made where there is none yet."""
+    prepare_database(settings)
+    return settings.client_headers
+
+
+def key_of(
+    settings: Settings,
+    subject: str,
+    tenant: str,
+    grants: Sequence[str],
+    objects: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, str]:
+    """The headers of a program of its own, which is made here. The database is prepared already."""
+    with connect(settings.database_url) as connection:
+        subjects.create(
+            connection, subject, "program", tenant, secrets.token_urlsafe(24), grants, objects or {}
+        )
+        return {"X-API-Key": api_keys.create(connection, subject, "a test", grants, 1)}
