@@ -30,14 +30,34 @@ demo: setup ## Feed all four domains and watch; DEMO_SECONDS=60 stops by itself 
 
 # --- verify ---
 
-.PHONY: check lint format test
-check: setup ## Lint, types, import directions, generated docs, schemas against released ones
+.PHONY: check lint format test scan
+check: setup scan ## Lint, types, import directions, known weaknesses, generated docs, released schemas
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/millrace docs --check
 	$(BIN)/millrace schema check --offline
+
+# Hashes of packages and of test data look like secrets to whatever measures entropy: kinds of secrets alone.
+SECRETS := --no-verify --disable-plugin HexHighEntropyString --disable-plugin Base64HighEntropyString \
+	--exclude-secrets '^(api_key|signed-requests|kafka-)$$' # names of secrets
+SCAN := .venv-scan/bin
+scan: .venv-scan/made ## Look for known weaknesses, for what our own rules forbid, and for secrets
+	$(SCAN)/bandit -q -c pyproject.toml -r api connectors infra models schemas sinks streams
+	PATH="$(CURDIR)/$(SCAN):$$PATH" $(SCAN)/semgrep scan --quiet --error --metrics off --disable-version-check \
+		--config infra/semgrep.yml .
+	git ls-files -z -- . ':!tests' ':!*.lock' ':!infra/semgrep.yml' | xargs -0 $(SCAN)/detect-secrets-hook $(SECRETS)
+
+# Not in `check`: an index without advisories knows none of the packages. Strict, as that must not pass for clean.
+.PHONY: audit-dependencies
+audit-dependencies: .venv-scan/made ## Ask the package index which locked versions have published vulnerabilities
+	$(SCAN)/pip-audit --strict --require-hashes --disable-pip -r requirements.lock
+
+.venv-scan/made: infra/scan.lock | setup
+	$(BIN)/uv venv -q --clear --python $(BIN)/python .venv-scan
+	$(BIN)/uv pip sync -q --require-hashes --python $(SCAN)/python infra/scan.lock
+	touch $@
 
 lint: setup ## Lint alone
 	$(BIN)/ruff check .
@@ -109,9 +129,11 @@ docs: setup ## Render the generated documentation anew
 lock: setup ## Renew requirements.lock from pyproject.toml
 	$(BIN)/uv pip compile -q pyproject.toml --group dev --universal --python-version 3.11 --upgrade \
 		--generate-hashes --no-emit-index-url --custom-compile-command "make lock" -o requirements.lock
+	$(BIN)/uv pip compile -q --group scan --universal --python-version 3.11 --upgrade \
+		--generate-hashes --no-emit-index-url --custom-compile-command "make lock" -o infra/scan.lock
 
 clean: ## Stop this checkout's instance and delete it with all caches and .venv
 	@[ ! -x $(BIN)/millrace ] || $(BIN)/millrace down --purge
-	rm -rf .venv .millrace .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache htmlcov .coverage*
+	rm -rf .venv .venv-scan .millrace .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache htmlcov .coverage*
 	find models streams -name '*.so' -delete; rm -rf build
 	find . -name __pycache__ -prune -exec rm -rf {} +

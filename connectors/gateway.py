@@ -10,9 +10,8 @@ from contextlib import asynccontextmanager
 import httpx
 from fastapi import FastAPI
 
-from connectors.body_limit import BodyLimit
 from connectors.publish import Publisher
-from infra import problems, web
+from infra import hardening, problems, web
 from infra.codec import Codec
 from infra.identity import secured
 from infra.identity.authenticator import authenticating
@@ -78,13 +77,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     for router in web.routers(f"connectors.{pipeline.name}.http" for pipeline in PIPELINES):
         app.include_router(router)
-    app.add_middleware(
-        BodyLimit,
-        json_bytes=settings.number("max_json_bytes"),
-        upload_bytes=settings.number("max_upload_bytes"),
-    )
     problems.install(app)
     telemetry.install(app, "gateway", health, check)
+    hardening.install(app, settings, "gateway", health)
     secured.install(app)
     return app
 

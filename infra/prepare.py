@@ -14,11 +14,13 @@ import psycopg
 from confluent_kafka import KafkaException
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 
+from infra.audit.log import ensure_key
 from infra.broker import TopicMismatch, TopicSpec, ensure_topics
 from infra.codec import Codec
 from infra.identity import first
 from infra.identity.subjects import SubjectError
 from infra.postgres import MigrationError, let_in, migrate
+from infra.secret_strength import refuse_weak
 from infra.services.credentials import ensure_secret
 from infra.services.rotation import ROTATED
 from infra.settings import SettingError, Settings
@@ -41,6 +43,8 @@ def prepare_database(settings: Settings) -> list[str]:
     applied = migrate(settings.database_url)
     others = {r.role: ensure_secret(settings, name) for name, r in ROTATED.items() if name != "postgres"}
     let_in(settings.database_url, others)
+    ensure_key(settings)
+    ensure_secret(settings, "signed-requests")
     first.ensure(settings)
     return applied
 
@@ -50,6 +54,10 @@ def prepare(settings: Settings, pipelines: Pipelines, progress: Callable[[str], 
 
     Raises `PrepareError`; what was done stays done, and calling again goes on from there.
     """
+    try:
+        refuse_weak(settings)
+    except SettingError as error:
+        raise PrepareError(str(error)) from error
     topics = [t for p in pipelines for declared in p.topics for t in (declared, declared.dlq)]
     ticks = [TICK] if any(t.tick_ms is not None for t in topics) else []
     try:

@@ -12,7 +12,8 @@ from infra import exit_codes
 from infra.arrow import without_pandas
 from infra.checkpoints import Fenced, PositionRefused
 from infra.dead_letter_limit import OverLimit
-from infra.settings import Settings
+from infra.secret_strength import refuse_weak
+from infra.settings import SettingError, Settings
 from infra.telemetry import logs
 from infra.telemetry.health import Health, serve_if_asked
 
@@ -32,10 +33,14 @@ def run(role: str, pipeline: str, main: Callable[[Settings, Health], None]) -> N
     server = serve_if_asked(health, settings)
     code = 0
     try:
+        refuse_weak(settings)
         main(settings, health)
     except (Fenced, PositionRefused, OverLimit) as error:
         log.critical(str(error), extra={"exit_code": error.exit_code})
         code = error.exit_code
+    except SettingError as error:
+        log.critical(str(error))
+        code = exit_codes.DEFECT
     except Exception:
         log.critical("the process cannot go on", exc_info=True)
         code = exit_codes.DEFECT

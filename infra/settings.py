@@ -52,6 +52,10 @@ def _loopback(offset: int) -> Callable[[Settings], str]:
     return lambda s: f"127.0.0.1:{s.port(offset)}"
 
 
+def _http(settings: Settings, offset: int) -> str:
+    return f"{'https' if settings.text('tls_certificate') else 'http'}://{_loopback(offset)(settings)}"
+
+
 SETTINGS: dict[str, Setting] = {
     "home": Setting("MILLRACE_HOME", lambda s: ".millrace", "State folder of this instance."),
     "port_base": Setting(
@@ -113,11 +117,9 @@ SETTINGS: dict[str, Setting] = {
     ),
     "redis_url": Setting("REDIS_URL", lambda s: f"redis://{_loopback(PORT_REDIS)(s)}/0", "Redis."),
     "mqtt_url": Setting("MQTT_URL", lambda s: f"mqtt://{_loopback(PORT_MQTT)(s)}", "MQTT broker."),
-    "api_url": Setting(
-        "API_URL", lambda s: "http://" + _loopback(PORT_API)(s), "Where the query API listens."
-    ),
+    "api_url": Setting("API_URL", lambda s: _http(s, PORT_API), "Where the query API listens."),
     "gateway_url": Setting(
-        "GATEWAY_URL", lambda s: "http://" + _loopback(PORT_GATEWAY)(s), "Where the HTTP gateway listens."
+        "GATEWAY_URL", lambda s: _http(s, PORT_GATEWAY), "Where the HTTP gateway listens."
     ),
     "database_reader_url": Setting(
         "DATABASE_READER_URL",
@@ -144,6 +146,11 @@ SETTINGS: dict[str, Setting] = {
         lambda s: s.as_role("sink", s.database_url) if s.secret("sink") else s.database_url,
         "Postgres as sinks write it: role millrace_sink, sink tables and positions alone, of all tenants.",
     ),
+    "database_audit_url": Setting(
+        "DATABASE_AUDIT_URL",
+        lambda s: s.as_role("audit", s.database_url),
+        "Postgres as the audit log is written: role millrace_audit, which may only append.",
+    ),
     "signing_keys": Setting(
         "MILLRACE_SIGNING_KEYS",
         lambda s: str(s.home_path / "secrets" / "signing"),
@@ -166,6 +173,16 @@ SETTINGS: dict[str, Setting] = {
         lambda s: s.secret("api_key"),
         "API key that this instance's own clients (demo, benchmarks) send.",
     ),
+    "audit_keys": Setting(
+        "MILLRACE_AUDIT_KEYS",
+        lambda s: str(s.home_path / "secrets" / "audit-keys"),
+        "Folder of the keys that the audit log's heads are signed with; old ones stay, to verify old heads.",
+    ),
+    "audit_heads": Setting(
+        "MILLRACE_AUDIT_HEADS",
+        lambda s: str(s.home_path / "audit" / "heads.jsonl"),
+        "File of the audit log's signed heads; best on another machine's disk than the database.",
+    ),
     "publish_timeout_ms": Setting(
         "MILLRACE_PUBLISH_TIMEOUT_MS",
         lambda s: "10000",
@@ -179,6 +196,37 @@ SETTINGS: dict[str, Setting] = {
         lambda s: "67108864",
         "Largest upload (multipart, DICOM) that the gateway accepts.",
     ),
+    "request_s": Setting(
+        "MILLRACE_REQUEST_S",
+        lambda s: "60",
+        "Seconds that a request may take to send its body, and again to be answered.",
+    ),
+    "max_under_way": Setting(
+        "MILLRACE_MAX_UNDER_WAY",
+        lambda s: "512",
+        "Requests that an HTTP service works on at the same time; those beyond are answered 503.",
+    ),
+    "limits": Setting(
+        "MILLRACE_LIMITS",
+        lambda s: "",
+        "Other rates than infra/limits/rates.py has, as `read=500/s login=5/m:20` (:20 of them at once).",
+    ),
+    "cors_origins": Setting(
+        "MILLRACE_CORS_ORIGINS",
+        lambda s: "",
+        "Origins whose pages may read answers, separated by blanks, as https://console.example; empty: none.",
+    ),
+    "trusted_proxies": Setting(
+        "MILLRACE_TRUSTED_PROXIES",
+        lambda s: "",
+        "Addresses whose X-Forwarded-For and -Proto are believed, separated by commas; empty: nobody's.",
+    ),
+    "tls_certificate": Setting(
+        "MILLRACE_TLS_CERTIFICATE",
+        lambda s: "",
+        "PEM file of the certificate, and of those above it, that the HTTP services show; empty: plain HTTP.",
+    ),
+    "tls_key": Setting("MILLRACE_TLS_KEY", lambda s: "", "PEM file of the certificate's key."),
     "metrics_port": Setting(
         "MILLRACE_METRICS_PORT",
         lambda s: "",
@@ -358,6 +406,18 @@ class Settings:
     @property
     def signing_keys(self) -> Path:
         return Path(self.text("signing_keys"))
+
+    @property
+    def database_audit_url(self) -> str:
+        return self.text("database_audit_url")
+
+    @property
+    def audit_keys(self) -> Path:
+        return Path(self.text("audit_keys"))
+
+    @property
+    def audit_heads(self) -> Path:
+        return Path(self.text("audit_heads"))
 
     @property
     def redis_url(self) -> str:

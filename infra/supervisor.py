@@ -30,7 +30,7 @@ from pathlib import Path
 
 import psutil
 
-from infra import exit_codes
+from infra import exit_codes, tls
 from infra.forkserver import Birth, ForkServer, adopt_orphans, lock_holder
 from infra.settings import PORT_METRICS_FIRST, PORT_REGISTRY, PORT_SUPERVISOR, SETTINGS, Settings
 from infra.telemetry.health import Health, serve
@@ -145,10 +145,11 @@ def write_targets(settings: Settings, specs: Iterable[ProcessSpec]) -> None:
     """
     serving = [(s.role, s.pipeline, s.port) for s in specs if s.role != "registry"]
     serving.append(("supervisor", "all", settings.port(PORT_SUPERVISOR)))
-    targets = [
-        {"targets": [f"127.0.0.1:{port}"], "labels": {"role": role, "pipeline": pipeline}}
-        for role, pipeline, port in serving
-    ]
+    targets = []
+    for role, pipeline, port in serving:
+        scheme = urllib.parse.urlsplit(tls.of_our_own(settings, port)[0]).scheme
+        labels = {"role": role, "pipeline": pipeline, **({"__scheme__": scheme} if scheme == "https" else {})}
+        targets.append({"targets": [f"127.0.0.1:{port}"], "labels": labels})
     path = settings.prometheus_targets / "platform.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")

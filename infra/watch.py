@@ -14,6 +14,7 @@ from http.client import HTTPException
 
 from psycopg import sql
 
+from infra import tls
 from infra.broker import admin
 from infra.checkpoints import TopicPartition
 from infra.postgres import Connection, connect
@@ -137,7 +138,7 @@ class Watch:
         for process in report.processes if report else ():
             if process.role not in ("processor", "sink") or process.pid is None:
                 continue
-            dropped = _dropped_duplicates(process.port)
+            dropped = _dropped_duplicates(self._settings, process.port)
             if dropped is None:
                 continue
             key = (process.pipeline, process.role)
@@ -207,10 +208,11 @@ def _count_evidence(connection: Connection, pipeline: Pipeline) -> int:
     return found
 
 
-def _dropped_duplicates(port: int) -> int | None:
+def _dropped_duplicates(settings: Settings, port: int) -> int | None:
     """What a process's metrics say; None where it does not answer at the moment."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=METRICS_S) as answer:
+        url, context = tls.of_our_own(settings, port)
+        with urllib.request.urlopen(f"{url}/metrics", timeout=METRICS_S, context=context) as answer:  # noqa: S310
             lines = answer.read().splitlines()
     except (OSError, HTTPException):  # away, or killed in the middle of its answer
         return None

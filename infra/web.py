@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Iterable, Iterator
 from urllib.parse import urlsplit
 
 import uvicorn
 from fastapi import APIRouter, FastAPI
+
+from infra import tls
+from infra.prompt_http import PromptHttp
+from infra.secret_strength import refuse_weak
+from infra.settings import SettingError, Settings
+
+log = logging.getLogger(__name__)
 
 
 def routers(modules: Iterable[str]) -> Iterator[APIRouter]:
@@ -29,19 +37,34 @@ def routers(modules: Iterable[str]) -> Iterator[APIRouter]:
 
 
 def run(app: FastAPI, url: str, drain_s: float) -> None:
-    """Serve `app` at the host and port of `url` until SIGTERM or SIGINT.
+    """Serve `app` at the host and port of `url` until SIGTERM or SIGINT, by TLS where the settings say so.
 
-    Requests under way then have `drain_s` seconds to be answered.
+    Requests under way then have `drain_s` seconds to be answered. Exits where a secret is none.
     """
+    settings = Settings.load()
+    try:
+        refuse_weak(settings)
+        certificate, key = tls.files(settings) or (None, None)
+    except SettingError as error:
+        log.critical(str(error))
+        raise SystemExit(1) from None
     at = urlsplit(url)
+    trusted = settings.text("trusted_proxies")
     uvicorn.run(
         app,
         host=at.hostname or "127.0.0.1",
         port=at.port or 80,
         loop="uvloop",
-        http="httptools",
+        http=PromptHttp,
         log_config=None,
         access_log=False,
         server_header=False,
+        # Otherwise whoever connects from this machine says which address they come from.
+        proxy_headers=bool(trusted),
+        forwarded_allow_ips=trusted or None,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+        ssl_ciphers=tls.CIPHERS,
+        ws_max_size=settings.number("max_json_bytes"),
         timeout_graceful_shutdown=max(1, int(drain_s)),
     )

@@ -61,7 +61,8 @@ class ContainerServices:
         for network in client.networks.list(filters=mine):
             network.remove()
         client.close()
-        shutil.rmtree(self.settings.home_path / "secrets", ignore_errors=True)
+        for name in ("secrets", "audit"):
+            shutil.rmtree(self.settings.home_path / name, ignore_errors=True)
 
     def status(self) -> list[ServiceStatus]:
         """See `Services.status`; raises `ProbeError` for one that does not answer."""

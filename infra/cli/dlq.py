@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infra.audit.shell import audited
 from infra.settings import Settings
 
 if TYPE_CHECKING:
@@ -178,6 +179,7 @@ def show(
 
 @dlq.command()
 @_by_conditions
+@audited("dlq.edit", untold=("set_", "transform"))
 def edit(
     conditions: Conditions,
     ids: Ids = None,
@@ -239,6 +241,7 @@ def edit(
 
 @dlq.command()
 @_by_conditions
+@audited("dlq.redrive")
 def redrive(
     conditions: Conditions,
     ids: Ids = None,
@@ -306,6 +309,7 @@ def redrive(
 
 @dlq.command()
 @_by_conditions
+@audited("dlq.discard")
 def discard(
     conditions: Conditions,
     reason: Annotated[str, typer.Option("--reason", help="Why, for the audit.")],
@@ -331,6 +335,7 @@ def discard(
 
 
 @dlq.command()
+@audited("dlq.reopen")
 def reopen(
     ids: Annotated[list[int], typer.Argument(help="Discarded letters by id.")],
     by: ByOption = None,

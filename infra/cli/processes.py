@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from infra import supervisor
+from infra import supervisor, tls
 from infra.settings import Settings
 from infra.supervisor import ProcessState, State, SupervisorError
 
@@ -68,7 +68,7 @@ def processes(settings: Settings) -> list[dict[str, Any]]:
         return []
     found = [p if p.pid is None or p.pid in alive else _ended(p) for p in report.processes]
     with ThreadPoolExecutor(len(found) or 1) as pool:
-        reasons = list(pool.map(_not_ready, found))
+        reasons = list(pool.map(lambda p: _not_ready(settings, p), found))
     return [
         {
             "role": p.role,
@@ -122,13 +122,14 @@ def _ended(process: ProcessState) -> ProcessState:
     return replace(process, state=State.BACKOFF, pid=None, started=None)
 
 
-def _not_ready(process: ProcessState) -> str | None:
+def _not_ready(settings: Settings, process: ProcessState) -> str | None:
     """Why a process is not ready, in its own words; None if it is."""
     if process.state is not State.RUNNING:
         return f"exit code {process.last_exit}" if process.last_exit is not None else "not running"
     path = "subjects" if process.role == "registry" else "health/ready"
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{process.port}/{path}", timeout=2):
+        url, context = tls.of_our_own(settings, process.port)
+        with urllib.request.urlopen(f"{url}/{path}", timeout=2, context=context):  # noqa: S310
             return None
     except urllib.error.HTTPError as error:
         try:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infra.audit.shell import audited
 from infra.settings import Settings
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def plan_(
 
 
 @replay.command("run")
+@audited("replay.run")
 def run_(
     pipeline: Annotated[str | None, typer.Argument(metavar="PIPELINE", help="As `fraud`.")] = None,
     since: Since = None,
@@ -176,6 +178,7 @@ def diff(
 
 
 @replay.command()
+@audited("replay.swap")
 def swap(
     run: RunId,
     stopped: Annotated[
@@ -208,6 +211,7 @@ def swap(
 
 
 @replay.command()
+@audited("replay.abort")
 def abort(run: RunId) -> None:
     """Delete all that belongs to a run; after a swap, the tables that it took out of force."""
     with _explained(), _tools() as (settings, connection, _):

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from infra.audit.shell import audited
 from infra.settings import Settings
 
 app = typer.Typer()
@@ -16,6 +17,7 @@ CERTIFICATE = "kafka-certificate"
 
 
 @secret.command()
+@audited("secret.rotate")
 def rotate(
     name: Annotated[
         str,
@@ -61,6 +63,30 @@ def _rotate_role(settings: Settings, name: str) -> None:
     ended = rotation.rotate(settings, name)
     typer.echo(f"{name} has a new password; {ended} sessions of the old one were ended", err=True)
     typer.echo('whatever else connects needs it too: eval "$(millrace env)"', err=True)
+
+
+@secret.command()
+@audited("secret.signing")
+def signing(
+    prefix: Annotated[str, typer.Argument(help="An API key's prefix, as `millrace keys list` shows it.")],
+) -> None:
+    """Print the secret by which the holder of an API key signs requests; give it to nobody else."""
+    import psycopg
+
+    from infra.identity.subjects import NotAuthenticated
+    from infra.postgres import connect
+    from infra.services import ServiceError
+    from infra.signed_requests import SECRET, of_prefix, signing_secret
+
+    settings = Settings.load()
+    try:
+        with connect(settings.database_url, "millrace-secret") as connection:
+            of_prefix(connection, prefix)
+        typer.echo(signing_secret(settings.secret(SECRET), prefix))
+    except (NotAuthenticated, LookupError) as error:
+        raise ServiceError(str(error)) from None
+    except psycopg.Error as error:
+        raise ServiceError(f"the database does not answer ({error}); look at `millrace status`") from None
 
 
 def _rotate_principal(settings: Settings, principal: str) -> None:

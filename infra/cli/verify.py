@@ -21,7 +21,9 @@ app = typer.Typer()
 
 @app.command()
 def verify(
-    pipeline: Annotated[str | None, typer.Argument(help="A pipeline; all where none is named.")] = None,
+    pipeline: Annotated[
+        str | None, typer.Argument(help="A pipeline, or all of them; `audit`: the audit log.")
+    ] = None,
     first: Annotated[
         str | None, typer.Option("--from", help="First offset of each partition, or a time (ISO 8601).")
     ] = None,
@@ -37,7 +39,14 @@ def verify(
 
     Reads the topics again and compares rows, dead letters and range records with them; it may run while
     the pipeline works. Exit code 1 names the first offending record of each check that fails.
+
+    `verify audit` walks the chains of the audit log and compares them with the heads that were signed outside
+    the database: what was altered, moved, deleted or cut off. Exit code 1 names the first such entry of each
+    chain.
     """
+    if pipeline == "audit":
+        _audit(as_json)
+        return
     import psycopg
 
     from infra.arrow import without_pandas
@@ -117,6 +126,35 @@ def trace(
         _fail(f"the database does not answer as it should ({error}); see `millrace status`")
     except (TraceError, LogUnreadable, RegistryUnavailable) as error:
         _fail(str(error))
+
+
+def _audit(as_json: bool) -> None:
+    import psycopg
+
+    from infra.audit.log import open_heads
+    from infra.audit.verify import verify as run
+    from infra.postgres import connect
+
+    settings = Settings.load()
+    heads = open_heads(settings)
+    try:
+        with connect(settings.database_url, "millrace-verify") as connection:
+            account = run(connection, heads)
+    except psycopg.Error as error:
+        _fail(f"the audit log cannot be read ({' '.join(str(error).split())}); see `millrace status`")
+    if as_json:
+        typer.echo(json.dumps(account.document(), indent=2))
+    else:
+        for finding in account.findings:
+            typer.echo(f" ✗ {finding.sentence}")
+        verdict = "is what was written" if account.clean else "is not what was written"
+        uncovered = f"; {account.uncovered:,} of them after the last signed head" if account.uncovered else ""
+        typer.echo(
+            f" audit: {account.entries:,} entries, {account.chains:,} chains, {account.heads:,} signed heads"
+            f"{uncovered}: the log {verdict} ({account.seconds:.1f} s)"
+        )
+    if not account.clean:
+        raise typer.Exit(1)
 
 
 def _traced(found: Traced) -> str:

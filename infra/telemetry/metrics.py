@@ -30,6 +30,7 @@ LABELS: Final = {
     "route": "route template, as `/v1/pipelines/{name}/positions`; `unmatched` where there is none",
     "status": "HTTP status",
     "process": "name of the supervised process",
+    "class": "class of routes, as `read`; `any` where none is known yet",
     "condition": "named condition of readiness, as `card-transactions/3`",
 }
 
@@ -160,6 +161,25 @@ MQTT_MESSAGES = _counter(
     "MQTT messages: `acknowledged` (the broker has the record), `invalid`, `unacknowledged` (comes again).",
 )
 MQTT_CONNECTED = _gauge("mqtt_connected", (), "0 or 1", "Whether the bridge is connected to the MQTT broker.")
+
+# The audit log, and limits
+
+AUDIT_ENTRIES = _counter(
+    "audit_entries_total",
+    ("outcome",),
+    "entries",
+    "Entries of the audit log: `written`, `dropped` (the database was away for too long).",
+)
+AUDIT_WAITING = _gauge("audit_waiting", (), "entries", "Entries of the audit log that wait to be written.")
+LIMITED = _counter(
+    "limited_total",
+    ("class", "outcome"),
+    "requests",
+    "Requests charged to an asker's tokens: `taken`, `refused` (429), `shed` (503, before any work).",
+)
+LIMITS_LOCAL = _gauge(
+    "limits_local", (), "0 or 1", "Whether tokens are counted by this process alone, as Redis is away."
+)
 
 # Processes
 

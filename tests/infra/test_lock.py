@@ -8,6 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 LOCK = (ROOT / "requirements.lock").read_text()
+SCAN_LOCK = (ROOT / "infra" / "scan.lock").read_text()
 
 
 def _name(requirement: str) -> str:
@@ -17,15 +18,17 @@ def _name(requirement: str) -> str:
 
 
 def test_every_declared_dependency_is_locked() -> None:
-    """Whatever pyproject.toml declares stands in requirements.lock; `make lock` renews it."""
+    """Whatever pyproject.toml declares stands in its lock file; `make lock` renews both."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     declared = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
-    locked = set(re.findall(r"^([a-z0-9._-]+)==", LOCK, re.MULTILINE))
-    assert {_name(requirement) for requirement in declared} - locked == set()
+    for requirements, lock in ((declared, LOCK), (project["dependency-groups"]["scan"], SCAN_LOCK)):
+        locked = set(re.findall(r"^([a-z0-9._-]+)==", lock, re.MULTILINE))
+        assert {_name(requirement) for requirement in requirements} - locked == set()
 
 
 def test_lock_is_hashed_and_names_no_index() -> None:
     """Every locked package has hashes, and no line names a package index."""
-    pins = re.split(r"^(?=[a-z0-9._-]+==)", LOCK, flags=re.MULTILINE)[1:]
-    assert all("--hash=sha256:" in pin for pin in pins)
-    assert "://" not in LOCK
+    for lock in (LOCK, SCAN_LOCK):
+        pins = re.split(r"^(?=[a-z0-9._-]+==)", lock, flags=re.MULTILINE)[1:]
+        assert pins and all("--hash=sha256:" in pin for pin in pins)
+        assert "://" not in lock

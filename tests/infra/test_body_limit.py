@@ -8,8 +8,8 @@ import pytest
 from fastapi import FastAPI, Request, UploadFile
 from fastapi.testclient import TestClient
 
-from connectors.body_limit import BodyLimit
 from infra import problems
+from infra.body_limit import BodyLimit
 
 
 @pytest.fixture

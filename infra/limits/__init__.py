@@ -1,0 +1,1 @@
+"""How much one asker may take, and how much a service takes on (see docs/adr/0051)."""
