@@ -9,6 +9,8 @@ from fastapi import FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 
 from api import database, pipelines
+from api.console import routes as console
+from api.console.site import lifespan as console_lifespan
 from infra import problems, web
 from infra.settings import Settings
 from infra.telemetry import web as telemetry
@@ -35,7 +37,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with database.pool(settings) as pool:
+        async with database.pool(settings) as pool, console_lifespan(app):
             app.state.database = pool
             yield
 
@@ -61,6 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(pipelines.router)
     for router in web.routers(f"api.{pipeline.name}" for pipeline in PIPELINES):
         app.include_router(router)
+    console.install(app, settings, PIPELINES)
     app.add_middleware(GZipMiddleware, minimum_size=1024)
     database.install(app)
     problems.install(app)

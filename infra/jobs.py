@@ -1,4 +1,4 @@
-"""Commands of `millrace` that somebody started without a terminal: what they print and how they end are files.
+"""Commands of `millrace` started without a terminal: what they print and how they end are files.
 
 So any process can show them, and they outlive the one that started them. A job is a folder
 `<home>/jobs/<name>/<n>` with `job.json`, `out`, `err` and, once it has ended, `rc`.

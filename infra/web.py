@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Iterable, Iterator
+from types import FrameType
 from urllib.parse import urlsplit
 
 import uvicorn
 from fastapi import APIRouter, FastAPI
+
+DID_NOT_START = 3
+"""Exit code, as uvicorn's own."""
 
 
 def routers(modules: Iterable[str]) -> Iterator[APIRouter]:
@@ -34,7 +39,7 @@ def run(app: FastAPI, url: str, drain_s: float) -> None:
     Requests under way then have `drain_s` seconds to be answered.
     """
     at = urlsplit(url)
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         host=at.hostname or "127.0.0.1",
         port=at.port or 80,
@@ -45,3 +50,17 @@ def run(app: FastAPI, url: str, drain_s: float) -> None:
         server_header=False,
         timeout_graceful_shutdown=max(1, int(drain_s)),
     )
+    server = _Server(config)
+    server.run()
+    if not server.started:
+        sys.exit(DID_NOT_START)
+
+
+class _Server(uvicorn.Server):
+    """Tells answers that have no end (`app.state.ending`, an Event) to come to one: it waits for them."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        ending = getattr(getattr(self.config.app, "state", None), "ending", None)
+        if ending is not None:
+            ending.set()
+        super().handle_exit(sig, frame)

@@ -1,4 +1,4 @@
-"""Small plots over time as paths of an SVG: nothing but lines, each with its last value in words beside it."""
+"""Small plots over time as paths of an SVG: lines alone, each with its last value in words beside it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ WIDTH, HEIGHT = 300, 72
 PAST_S = 900.0
 """What a plot shows: the last quarter of an hour."""
 STEP_S = 9.0
-"""Of the values within a step the highest is drawn: a hundred points are enough, and a peak must not be lost."""
+"""Of the values within a step the highest is drawn: a hundred points are enough, but no peak may be lost."""
 GAP_S = 40.0
 """Looks further apart than this are not joined by a line."""
 

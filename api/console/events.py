@@ -102,9 +102,7 @@ async def _tailed(
 
 
 def _told(taken: Taken) -> dict[str, object]:
-    rows = [
-        site.render("event_row.html", seen=seen, preview=_preview(seen.event)) for seen in taken.seen
-    ]
+    rows = [site.render("event_row.html", seen=seen, preview=_preview(seen.event)) for seen in taken.seen]
     return {
         "rows": rows,
         "read": taken.read,
@@ -120,12 +118,13 @@ def _preview(event: object) -> str:
 
 
 def _topic(pipelines: Pipelines, name: str) -> Topic:
-    for pipeline in pipelines:
-        for topic in pipeline.topics:
-            for one in (topic, topic.dlq):
-                if one.name == name:
-                    return one
-    raise Problem(404, "No such topic", f"No pipeline declares a topic {name!r}; choose one of the list.", "topic")
+    declared: list[Topic] = [x for p in pipelines for t in p.topics for x in (t, t.dlq)]
+    for topic in declared:
+        if topic.name == name:
+            return topic
+    raise Problem(
+        404, "No such topic", f"No pipeline declares a topic {name!r}; choose one of the list.", "topic"
+    )
 
 
 def _moment(text: str) -> datetime | None:

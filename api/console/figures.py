@@ -18,6 +18,8 @@ from schemas.declare import Pipeline, Pipelines
 
 GOOD, LATE, BAD, UNKNOWN = "good", "late", "bad", "unknown"
 SIGNS = {GOOD: "●", LATE: "▲", BAD: "✕", UNKNOWN: "○"}
+MOST_WORDS = 21
+"""As many letters as a node of the graph has room for."""
 LATE_S = 30.0
 """A consumer whose oldest waiting record has waited for longer is late."""
 WORST = (BAD, LATE, UNKNOWN, GOOD)
@@ -57,6 +59,17 @@ def part_values(look: Look, part: Part) -> dict[str, str]:
     return {"state": state, "sign": SIGNS[state], "words": trouble or "answers"}
 
 
+def link(pipeline: Pipeline, node: Node) -> str:
+    """Where a node of the graph leads to."""
+    own = f"/console/pipelines/{pipeline.name}"
+    return {
+        "topic": f"/console/events?topic={node.name}",
+        "table": f"/console/trace?table={node.name}",
+        "letters": f"/console/dead-letters?pipeline={pipeline.name}",
+        "connectors": f"{own}#processes",
+    }.get(node.kind, f"{own}#{node.name}")
+
+
 def graph(look: Look, pipelines: Pipelines, drawings: dict[str, Drawing]) -> dict[str, str]:
     """All figures of the page of graphs."""
     found = parts(look)
@@ -72,6 +85,9 @@ def drawn(look: Look, pipeline: Pipeline, drawing: Drawing) -> dict[str, str]:
     for node in drawing.nodes:
         key, health = node_key(pipeline.name, node.id), node_health(look, pipeline, node)
         found |= _said(key, health)
+        found[f"{key}|short"] = (
+            health.words if len(health.words) <= MOST_WORDS else f"{health.words[:MOST_WORDS]}…"
+        )
         found[f"{key}|label"] = f"{node.kind} {node.name}: {health.words}"
     for edge in drawing.edges:
         key = edge_key(pipeline.name, edge.id)
@@ -249,7 +265,9 @@ def _per_second(value: float | None) -> str:
 
 
 def _milliseconds(seconds: float | None) -> str:
-    return words.NONE if seconds is None else f"{seconds * 1000:,.0f} ms" if seconds < 1 else words.span(seconds)
+    return (
+        words.NONE if seconds is None else f"{seconds * 1000:,.0f} ms" if seconds < 1 else words.span(seconds)
+    )
 
 
 def processes_of(look: Look, pipeline: Pipeline) -> list[ProcessLook]:

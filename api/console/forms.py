@@ -46,15 +46,17 @@ def controls(topic: Topic, event: Mapping[str, Any]) -> list[Control]:
     return [_control(f, event) for f in parse(topic.schema).fields]
 
 
-def event_of(topic: Topic, before: Mapping[str, Any], form: Mapping[str, str]) -> tuple[Event, dict[str, str]]:
+def event_of(
+    topic: Topic, before: Mapping[str, Any], form: Mapping[str, str]
+) -> tuple[Event, dict[str, str]]:
     """The event that a form says, and what is wrong with it: field to reason."""
     event: Event = {}
     wrong: dict[str, str] = {}
     for field in parse(topic.schema).fields:
         name, control = field.name, _control(field, before)
-        text = form.get(FIELD + name, "").replace("\r\n", "\n")
+        text = _as_browsed(form.get(FIELD + name, ""))
         null = control.nullable and NULL + name in form
-        if name in before and null == control.null and (null or text == control.text.replace("\r\n", "\n")):
+        if name in before and null == control.null and (null or text == _as_browsed(control.text)):
             event[name] = before[name]
         elif null:
             event[name] = None
@@ -68,6 +70,11 @@ def event_of(topic: Topic, before: Mapping[str, Any], form: Mapping[str, str]) -
     return event, wrong
 
 
+def _as_browsed(text: str) -> str:
+    """Text as a page and a form carry it: new lines of one kind, and no NUL."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").replace("\x00", "\ufffd")
+
+
 def _control(field: Any, event: Mapping[str, Any]) -> Control:
     schema: Schema = field.schema
     others = [b for b in schema.branches if b.type != "null"] if schema.type == "union" else []
@@ -76,7 +83,7 @@ def _control(field: Any, event: Mapping[str, Any]) -> Control:
     default = field.default if field.has_default else None
     value = event.get(field.name, default)
     text = _text(kind, value)
-    if kind == "text" and "\n" in text:
+    if kind == "text" and ("\n" in text or "\r" in text):
         kind = "lines"
     if kind == "choice" and text and text not in choices:
         choices = (*choices, text)
@@ -117,7 +124,13 @@ def _text(kind: str, value: Any) -> str:
         return to_json(value)
     if isinstance(value, bool):
         return "true" if value else "false"
-    return value if isinstance(value, str) else json.dumps(value) if isinstance(value, int | float) else to_json(value)
+    return (
+        value
+        if isinstance(value, str)
+        else json.dumps(value)
+        if isinstance(value, int | float)
+        else to_json(value)
+    )
 
 
 def _hint(logical: str, value: Any) -> str:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import pairwise
 
 from schemas.declare import Pipeline
 
@@ -20,6 +22,8 @@ MARGIN = 12
 BACK = 26
 """Distance between the ways back below the drawing."""
 SWEEPS = 8
+SETTLING = 120
+"""How often heights are drawn towards their neighbours': enough for straight lines where there is room."""
 
 Pair = tuple[str, str]
 
@@ -72,6 +76,7 @@ class _Arrow:
     lanes: list[str] = field(default_factory=list)
 
 
+@cache
 def draw(pipeline: Pipeline) -> Drawing:
     """The drawing of a pipeline."""
     nodes, arrows = _declared(pipeline)
@@ -79,7 +84,7 @@ def draw(pipeline: Pipeline) -> Drawing:
     column = _columns(nodes, arrows)
     rows = _rows(nodes, arrows, column)
     y = _heights(rows, arrows, nodes)
-    x = {n: MARGIN + c * (WIDTH + GAP_X) for n, c in column.items()}
+    x = {n: float(MARGIN + c * (WIDTH + GAP_X)) for n, c in column.items()}
     bottom = max(y[n] + (HEIGHT if n in nodes else 0) for n in y)
     edges, ways_back = [], 0
     for arrow in arrows:
@@ -169,7 +174,7 @@ def _steps(arrows: list[_Arrow]) -> Iterable[Pair]:
     for arrow in arrows:
         if not arrow.back:
             stops = [arrow.source, *arrow.lanes, arrow.target]
-            yield from zip(stops, stops[1:], strict=False)
+            yield from pairwise(stops)
 
 
 def _rows(nodes: Iterable[str], arrows: list[_Arrow], column: dict[str, int]) -> list[list[str]]:
@@ -206,7 +211,7 @@ def _heights(rows: list[list[str]], arrows: list[_Arrow], nodes: Iterable[str]) 
         for n in row:
             middle[n] = at + size[n] / 2
             at += size[n] + GAP_Y
-    for sweep in range(SWEEPS):
+    for sweep in range(SETTLING):
         for row in rows if sweep % 2 == 0 else reversed(rows):
             wanted = {
                 n: sum(middle[m] for m in near[n]) / len(near[n]) if near[n] else middle[n] for n in row
@@ -216,7 +221,9 @@ def _heights(rows: list[list[str]], arrows: list[_Arrow], nodes: Iterable[str]) 
     return {n: middle[n] - size[n] / 2 - top + MARGIN for n in middle}
 
 
-def _settle(row: list[str], wanted: dict[str, float], size: dict[str, float], middle: dict[str, float]) -> None:
+def _settle(
+    row: list[str], wanted: dict[str, float], size: dict[str, float], middle: dict[str, float]
+) -> None:
     """Put a column's boxes as near to where they want to be as their order and size allow.
 
     Boxes that touch move together, to the mean of what they want (isotonic regression).
@@ -246,9 +253,7 @@ def _way(arrow: _Arrow, x: dict[str, float], y: dict[str, float]) -> Edge:
         to_x = x[stop]
         to_y = y[stop] + (LANE if stop in arrow.lanes else HEIGHT) / 2
         bend = (to_x - from_x) / 2
-        path.append(
-            f"C{from_x + bend:.1f} {from_y:.1f} {to_x - bend:.1f} {to_y:.1f} {to_x:.1f} {to_y:.1f}"
-        )
+        path.append(f"C{from_x + bend:.1f} {from_y:.1f} {to_x - bend:.1f} {to_y:.1f} {to_x:.1f} {to_y:.1f}")
         if label is None:
             label = (from_x + to_x) / 2, (from_y + to_y) / 2
         from_x, from_y = to_x, to_y

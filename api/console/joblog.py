@@ -63,7 +63,9 @@ async def show(request: Request, name: Name) -> Response:
 
 
 @router.post("/jobs/{name}/stop")
-async def stop(request: Request, name: Name, _: Annotated[object, needs("ops:write", "jobs.stop")]) -> Response:
+async def stop(
+    request: Request, name: Name, _: Annotated[object, needs("ops:write", "jobs.stop")]
+) -> Response:
     """End the newest job of a name."""
     console = site.console(request)
     found = await console.apart(jobs.listed, console.settings, name)
@@ -83,7 +85,9 @@ async def _told(console: site.Console, name: str) -> AsyncIterator[bytes]:
     before: dict[str, str] = {}
     with console.streams.taken():
         while not console.ending.is_set():
-            found = await console.apart(lambda: [standing(j) for j in jobs.listed(console.settings, name)[:1]])
+            found = await console.apart(
+                lambda: [standing(j) for j in jobs.listed(console.settings, name)[:1]]
+            )
             values = values_of(found[0]) if found else {}
             if values != before:
                 before = values

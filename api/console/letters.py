@@ -241,9 +241,7 @@ async def at_place(request: Request, topic: str, partition: int, offset: int) ->
 
 
 @router.post("/dead-letters/{id}/test")
-async def test(
-    request: Request, id: int, _: Annotated[Actor, needs("ops:read", "dlq.plan")]
-) -> Response:
+async def test(request: Request, id: int, _: Annotated[Actor, needs("ops:read", "dlq.plan")]) -> Response:
     """Whether a redrive would send it as it stands."""
     console = site.console(request)
     console.require(Part.REGISTRY)
@@ -339,7 +337,12 @@ async def edited(request: Request, id: int, actor: Writer) -> Response:
 
     def propose() -> tuple[edits.Edit, sending.Plan | None]:
         whole = edits.propose(
-            console.codec, console.pipelines, letter, [], whole=event, read_as=int(read_as) if read_as else None
+            console.codec,
+            console.pipelines,
+            letter,
+            [],
+            whole=event,
+            read_as=int(read_as) if read_as else None,
         )
         if whole.problem is not None:
             return whole, None
@@ -363,9 +366,13 @@ async def edited(request: Request, id: int, actor: Writer) -> Response:
         raise DlqError("it is no longer open; look at what became of it")
     if do != "send":
         return site.to(f"/console/dead-letters/{id}?said=edited")
-    problem = await console.apart(_redrive, console, id, actor.subject, form.get("reason", "").strip() or None)
+    problem = await console.apart(
+        _redrive, console, id, actor.subject, form.get("reason", "").strip() or None
+    )
     if problem is not None:
-        return await _page(request, id, status=409, problem=f"The correction is stored, but held back: {problem}.")
+        return await _page(
+            request, id, status=409, problem=f"The correction is stored, but held back: {problem}."
+        )
     return site.to(f"/console/dead-letters/{id}?said=redriven")
 
 
@@ -414,7 +421,9 @@ def _form(
         wrong=wrong or {},
         proposed=proposed,
         planned=planned,
-        changes=_changes(before.event or {}, proposed.after or {}) if proposed and not proposed.problem else [],
+        changes=_changes(before.event or {}, proposed.after or {})
+        if proposed and not proposed.problem
+        else [],
         read_as=read_as,
         key=view.text(planned.key) if planned and planned.topic else "",
     )
@@ -430,7 +439,9 @@ def _redrive(console: site.Console, id_: int, actor: str, note: str | None) -> s
 def _one(connection: Connection, id_: int) -> Letter:
     found = letters.load(connection, [id_])
     if not found:
-        raise Problem(404, "No such letter", f"There is no dead letter {id_}; the list shows those there are.")
+        raise Problem(
+            404, "No such letter", f"There is no dead letter {id_}; the list shows those there are."
+        )
     return found[0]
 
 
@@ -498,7 +509,10 @@ def _lines(event: Event | None) -> list[tuple[str, str]]:
 def _changes(before: Event, after: Event) -> list[tuple[str, str, str]]:
     """Field, as it was, as it is."""
     return [
-        (name, "(absent)" if old is ... else edits.to_json(old), "(absent)" if new is ... else edits.to_json(new))
+        (
+            name,
+            "(absent)" if old is ... else edits.to_json(old),
+            "(absent)" if new is ... else edits.to_json(new),
+        )
         for name, (old, new) in edits.changes(before, after).items()
     ]
-

@@ -20,7 +20,7 @@ from confluent_kafka.admin import AdminClient
 
 from api.console import scrape
 from api.console.parts import Part, trouble_of
-from infra.broker import admin
+from infra.broker import CONNECTING, LIBRDKAFKA
 from infra.checkpoints import TopicPartition
 from infra.codec import RegistryUnavailable
 from infra.postgres import Connection, connect
@@ -56,7 +56,7 @@ class Position:
 @dataclass(frozen=True, slots=True)
 class Flow:
     """A consumer's reading of a topic. `lag_s` is how long the oldest record that it has still to read has
-    been waiting; `at_least` marks one that waited before anybody looked. `p50_s` and `p95_s` are of batches."""
+    been waiting; `at_least` marks one that waited before anybody looked. Quantiles are those of batches."""
 
     records_per_s: float | None
     lag_records: int | None
@@ -280,7 +280,16 @@ class Observer:
 
     def _ask_broker(self) -> _FromBroker:
         if self._admin is None:
-            self._admin = admin(self._settings.kafka_bootstrap_servers)
+            # With a logger: while the broker is away, librdkafka has much to say.
+            self._admin = AdminClient(
+                {
+                    "bootstrap.servers": self._settings.kafka_bootstrap_servers,
+                    **CONNECTING,
+                    "socket.timeout.ms": 10_000,
+                    "log_level": 5,
+                },
+                logger=LIBRDKAFKA,
+            )
         if time.monotonic() - self._starts_s > STARTS_AGAIN_S:
             self._starts = starts(self._admin, self._partitions)
             self._starts_s = time.monotonic()
@@ -337,17 +346,18 @@ class Observer:
             alive = p.pid is not None and psutil.pid_exists(p.pid)
             # The registry has no metrics, and what the API says of itself is what this page shows.
             asked = alive and p.role in ("connector", "processor", "sink")
-            samples = scrape.ask(p.port) if asked else None
-            found.append(_process(p, alive, samples))
-            for (consumer, n, topic), ms in (samples or {}).get("millrace_watermark_ms", {}).items():
-                watermarks[consumer, TopicPartition(topic, int(n))] = ms
-            for (consumer, _, topic), ms in (samples or {}).get("millrace_lag_ms", {}).items():
+            told = scrape.ask(p.port) if asked else None
+            found.append(_process(p, alive, told))
+            samples = told or {}
+            for (consumer, number, topic), ms in samples.get("millrace_watermark_ms", {}).items():
+                watermarks[consumer, TopicPartition(topic, int(number))] = ms
+            for (consumer, _, topic), ms in samples.get("millrace_lag_ms", {}).items():
                 waiting[consumer, topic] = max(waiting.get((consumer, topic), 0.0), ms / 1000)
-            for (producer, topic), n in (samples or {}).get("millrace_records_produced_total", {}).items():
+            for (producer, topic), n in samples.get("millrace_records_produced_total", {}).items():
                 produced[producer, topic] += n
-            for (consumer, _), n in (samples or {}).get("millrace_duplicates_total", {}).items():
+            for (consumer, _), n in samples.get("millrace_duplicates_total", {}).items():
                 duplicates[consumer] += n
-            for (consumer, le, topic), n in (samples or {}).get("millrace_batch_seconds_bucket", {}).items():
+            for (consumer, le, topic), n in samples.get("millrace_batch_seconds_bucket", {}).items():
                 buckets[consumer, topic][float(le)] += n
         return _FromProcesses(
             tuple(found), watermarks, waiting, dict(produced), dict(duplicates),
@@ -377,9 +387,7 @@ class Observer:
                     else begin.get(at, 0)
                     for at in self._by_topic[topic.name]
                 )
-        now = Counts(
-            time.monotonic(), end, read, seen.produced if seen else {}, seen.buckets if seen else {}
-        )
+        now = Counts(time.monotonic(), end, read, seen.produced if seen else {}, seen.buckets if seen else {})
         self._counts.append(now)
         before = next(c for c in self._counts if c.at_s >= now.at_s - RATE_S or c is now)
         look = Look(
@@ -397,9 +405,7 @@ class Observer:
                 for consumer, topic in self._readings
             },
             arrivals={
-                name: _per_s(
-                    sum(end[at] - before.ends[at] for at in ats), now.at_s - before.at_s
-                )
+                name: _per_s(sum(end[at] - before.ends[at] for at in ats), now.at_s - before.at_s)
                 for name, ats in self._by_topic.items()
                 if before is not now and all(at in end and at in before.ends for at in ats)
             },

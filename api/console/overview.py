@@ -36,6 +36,7 @@ async def overview(request: Request) -> Response:
         active="pipelines",
         pipelines=list(console.pipelines),
         drawings=drawn,
+        href=figures.link,
         values=figures.graph(look, console.pipelines, drawn),
         edges={p.name: list(figures.edges_in_words(look, p, drawn[p.name])) for p in console.pipelines},
     )
@@ -46,9 +47,7 @@ async def watch_all(request: Request) -> Response:
     console = site.console(request)
     console.streams.require()
     drawn = drawings(console.pipelines)
-    return stream.answer(
-        stream.changes(console, lambda look: figures.graph(look, console.pipelines, drawn))
-    )
+    return stream.answer(stream.changes(console, lambda look: figures.graph(look, console.pipelines, drawn)))
 
 
 @router.get("/pipelines/{name}", dependencies=[needs("ops:read", "pipelines.show")])
@@ -64,6 +63,7 @@ async def one(request: Request, name: str) -> Response:
         active="pipelines",
         pipeline=pipeline,
         drawing=drawing,
+        href=figures.link,
         values=values,
         edges=list(figures.edges_in_words(look, pipeline, drawing)),
         readers=[(c, next(t for t in pipeline.topics if t.name == n)) for c, n in readers(pipeline)],
@@ -84,7 +84,9 @@ def _pipeline(console: site.Console, name: str) -> Pipeline:
         return console.pipelines.by_name[name]
     except KeyError:
         known = ", ".join(console.pipelines.by_name)
-        raise Problem(404, "No such pipeline", f"There is no pipeline {name!r}; there are: {known}.") from None
+        raise Problem(
+            404, "No such pipeline", f"There is no pipeline {name!r}; there are: {known}."
+        ) from None
 
 
 def _values(console: site.Console, pipeline: Pipeline) -> Callable[[Look], dict[str, str]]:

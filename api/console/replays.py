@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 import anyio
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from api.console import joblog, site, stream, words
@@ -278,9 +278,7 @@ async def act(
     elif verb == "resume":
         await console.apart(_start, console, id, actor, "run", "--resume", number)
     elif verb == "diff":
-        await console.apart(
-            _start, console, id, actor, "diff", number, "--json", "--samples", str(SAMPLES)
-        )
+        await console.apart(_start, console, id, actor, "diff", number, "--json", "--samples", str(SAMPLES))
     elif verb == "swap":
         _confirmed(form, f"swap {run.run_id}")
         options = [f"--{name}" for name in ("stopped", "incomplete") if form.get(name)]
@@ -331,9 +329,7 @@ def _find(console: site.Console, id_: int) -> Standing:
 
 def _standing(console: site.Console, connection: Any, run: Run) -> Standing:
     found = jobs.listed(console.settings, _job_name(run.run_id))
-    return Standing(
-        run, runs.worked_on(connection, run.run_id), joblog.standing(found[0]) if found else None
-    )
+    return Standing(run, runs.worked_on(connection, run.run_id), joblog.standing(found[0]) if found else None)
 
 
 def _values(found: Standing) -> dict[str, str]:
@@ -358,5 +354,3 @@ def _differences(job: jobs.Job | None) -> dict[str, Any] | None:
     except json.JSONDecodeError:
         return None
     return answer
-
-

@@ -1,4 +1,4 @@
-"""Schemas: their released versions with what changed between them, whom a change concerns, and the registry."""
+"""Schemas: released versions with what changed between them, whom a change concerns, and the registry."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _steps(schema: Declared) -> list[Step]:
     found = []
     before = None
     for release in schema.releases:
-        changes = differences(before.schema, release.schema) if before else []
+        changes: list[Difference] = differences(before.schema, release.schema) if before else []
         found.append(Step(release.version, before.version if before else None, changes))
         before = release
     now = differences(before.schema, schema.schema) if before else []

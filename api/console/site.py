@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, closing, contextmanager
 from functools import cache
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import urlencode
@@ -36,14 +37,14 @@ log = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
 WORKERS = 12
-"""How many requests may ask Kafka, Postgres or the registry at once; others wait for them, not for the API."""
+"""How many requests may ask Kafka, Postgres or registry at once; others wait for them, not the whole API."""
 STREAMS = 64
 TAILS = 8
 """How many watch live events at once: each holds a consumer and, while it waits for records, a thread."""
 STATEMENT_MS = 15_000
 
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self';"
     " connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
@@ -125,7 +126,10 @@ class _Seats:
         """Raise a 503 problem where none is free."""
         if self._free <= 0:
             raise Problem(
-                503, "Too many watch", "Close a page that watches, then try again.", headers={"Retry-After": "10"}
+                503,
+                "Too many watch",
+                "Close a page that watches, then try again.",
+                headers={"Retry-After": "10"},
             )
 
 
@@ -138,8 +142,9 @@ def console(request: Request) -> Console:
 
 def install(app: FastAPI, settings: Settings, pipelines: Pipelines) -> Console:
     """Make the console of `app`; `lifespan` closes it."""
-    app.state.console = Console(settings, pipelines)
-    return app.state.console  # type: ignore[no-any-return]
+    made = app.state.console = Console(settings, pipelines)
+    app.state.ending = made.ending
+    return made
 
 
 @asynccontextmanager
@@ -184,7 +189,9 @@ def render(name: str, **values: Any) -> str:
 
 def page(request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
     """A page of the console, with the navigation and what is known of the parts around it."""
-    look: Look = console(request).observer.watched()
+    observer = console(request).observer
+    # Who is refused sets nothing in motion.
+    look: Look = observer.latest if status == HTTPStatus.FORBIDDEN else observer.watched()
     parts = [(part, look.troubles.get(part)) for part in Part if part is not Part.PROCESSES]
     html = render(template, look=look, parts=parts, path=request.url.path, **values)
     return HTMLResponse(html, status, HEADERS)

@@ -54,7 +54,7 @@ class Seen:
 
 @dataclass(slots=True)
 class Taken:
-    """What came: records to show, oldest first; how many were read, matched and skipped; whether more waits."""
+    """What came: records to show, oldest first; how many were read, matched and skipped."""
 
     seen: list[Seen] = field(default_factory=list)
     read: int = 0

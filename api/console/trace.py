@@ -1,4 +1,4 @@
-"""From a record on to what became of it, and from a row back to what decided it: `millrace trace` as pages."""
+"""From a record on to what became of it, from a row back to what decided it: `millrace trace` as pages."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ async def trace(
     request: Request,
     record: Annotated[str, Query(max_length=300)] = "",
     row: Annotated[str, Query(max_length=1000)] = "",
+    table: Annotated[str, Query(max_length=100)] = "",
 ) -> Response:
     """Where to begin; with `record` (TOPIC/PARTITION/OFFSET) or `row` (TABLE:KEY), what was found."""
     console = site.console(request)
@@ -41,6 +42,7 @@ async def trace(
         active="trace",
         record=record,
         row=row,
+        table=table,
         followed=followed,
         traced=traced,
         tables=list(tables.values()),
