@@ -103,14 +103,12 @@ def start(settings: Settings, name: str, arguments: Sequence[str], started_by: s
         folder.mkdir(parents=True)
     except FileExistsError:
         raise JobRuns(f"somebody else has just started {name}; look at it first") from None
-    root = str(Path(__file__).parent.parent)
-    path = os.pathsep.join(filter(None, (root, settings.environ.get("PYTHONPATH"))))
     process = subprocess.Popen(
         ("/bin/sh", "-c", _RUN, str(folder), sys.executable, "-m", "infra.cli", *arguments),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**settings.environ, "PYTHONPATH": path, "MILLRACE_HOME": str(settings.home_path)},
+        env=_environ(settings),
         start_new_session=True,
     )
     _reap_later(process)
@@ -131,6 +129,16 @@ def start(settings: Settings, name: str, arguments: Sequence[str], started_by: s
     return job
 
 
+def run(
+    settings: Settings, arguments: Sequence[str], given: str, seconds: float
+) -> subprocess.CompletedProcess[str]:
+    """Run `millrace ARGUMENTS`, which is short, with text on its stdin. Raises `TimeoutExpired`."""
+    command = (sys.executable, "-m", "infra.cli", *arguments)
+    return subprocess.run(
+        command, env=_environ(settings), input=given, text=True, capture_output=True, timeout=seconds
+    )
+
+
 def listed(settings: Settings, name: str) -> list[Job]:
     """The jobs of a name, the newest first."""
     folder = _folder(settings, name)
@@ -141,6 +149,12 @@ def listed(settings: Settings, name: str) -> list[Job]:
 def last(settings: Settings, name: str, *first: str) -> Job | None:
     """The newest job of a name whose arguments begin with these."""
     return next((j for j in listed(settings, name) if j.arguments[: len(first)] == first), None)
+
+
+def _environ(settings: Settings) -> dict[str, str]:
+    root = str(Path(__file__).parent.parent)
+    path = os.pathsep.join(filter(None, (root, settings.environ.get("PYTHONPATH"))))
+    return {**settings.environ, "PYTHONPATH": path, "MILLRACE_HOME": str(settings.home_path)}
 
 
 def _read(folder: Path) -> Job | None:

@@ -5,10 +5,12 @@ Each action is the function of its command, `millrace dlq ...`.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
+from subprocess import TimeoutExpired
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -35,9 +37,20 @@ LARGEST = 500
 PLANNED = 500
 """Letters of a selection that are looked at before it is redriven; the rest is counted."""
 RATE = 100.0
+TRIAL_S = 60.0
 
 Text = Annotated[str, Query(max_length=300)]
 Writer = Annotated[Actor, needs("ops:write", "dlq.edit")]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a processor says to a letter; without a processor, why none could be asked."""
+
+    processor: str | None
+    field: str | None
+    refused: str | None
+    answers: Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,15 +255,18 @@ async def at_place(request: Request, topic: str, partition: int, offset: int) ->
 
 @router.post("/dead-letters/{id}/test")
 async def test(request: Request, id: int, _: Annotated[Actor, needs("ops:read", "dlq.plan")]) -> Response:
-    """Whether a redrive would send it as it stands."""
+    """Whether a redrive would send it as it stands, and what its processors would say."""
     console = site.console(request)
     console.require(Part.REGISTRY)
 
-    def plan() -> sending.Plan:
+    def plan() -> tuple[sending.Plan, list[Trial]]:
         with console.database() as connection:
-            return sending.plan(console.codec, console.pipelines, _one(connection, id), datetime.now(UTC))
+            letter = _one(connection, id)
+        planned = sending.plan(console.codec, console.pipelines, letter, datetime.now(UTC))
+        return planned, _tried(console, letter, None) if planned.topic else []
 
-    return await _page(request, id, plan=await console.apart(plan))
+    planned, trials = await console.apart(plan)
+    return await _page(request, id, plan=planned, trials=trials)
 
 
 @router.post("/dead-letters/{id}/redrive")
@@ -335,7 +351,7 @@ async def edited(request: Request, id: int, actor: Writer) -> Response:
     if wrong:
         return _form(request, letter, topic, before, refill, wrong=wrong, read_as=read_as, status=422)
 
-    def propose() -> tuple[edits.Edit, sending.Plan | None]:
+    def propose() -> tuple[edits.Edit, sending.Plan | None, list[Trial]]:
         whole = edits.propose(
             console.codec,
             console.pipelines,
@@ -345,16 +361,17 @@ async def edited(request: Request, id: int, actor: Writer) -> Response:
             read_as=int(read_as) if read_as else None,
         )
         if whole.problem is not None:
-            return whole, None
+            return whole, None, []
         as_edited = replace(letter, to_key=whole.key, to_value=whole.value, edited=True)
-        return whole, sending.plan(console.codec, console.pipelines, as_edited, datetime.now(UTC))
+        planned = sending.plan(console.codec, console.pipelines, as_edited, datetime.now(UTC))
+        return whole, planned, _tried(console, letter, whole.after) if do == "test" and planned.topic else []
 
-    proposed, planned = await console.apart(propose)
+    proposed, planned, trials = await console.apart(propose)
     if do == "test" or proposed.problem is not None or (do == "send" and planned and planned.problem):
         status = 200 if do == "test" else 422
         return _form(
             request, letter, topic, before, refill,
-            proposed=proposed, planned=planned, read_as=read_as, status=status,
+            proposed=proposed, planned=planned, trials=trials, read_as=read_as, status=status,
         )  # fmt: skip
 
     def store() -> list[int]:
@@ -406,6 +423,7 @@ def _form(
     wrong: Mapping[str, str] | None = None,
     proposed: edits.Edit | None = None,
     planned: sending.Plan | None = None,
+    trials: Sequence[Trial] = (),
     read_as: str = "",
     status: int = 200,
 ) -> Response:
@@ -421,12 +439,32 @@ def _form(
         wrong=wrong or {},
         proposed=proposed,
         planned=planned,
+        trials=trials,
         changes=_changes(before.event or {}, proposed.after or {})
         if proposed and not proposed.problem
         else [],
         read_as=read_as,
         key=view.text(planned.key) if planned and planned.topic else "",
     )
+
+
+def _tried(console: site.Console, letter: Letter, event: Event | None) -> list[Trial]:
+    """What the processors would say to the letter, or to another event in its place.
+
+    By the command, `millrace dlq test`: their logic lies beside this layer, and is heavy to load.
+    """
+    given = [] if event is None else ["--event", "-"]
+    try:
+        done = jobs.run(
+            console.settings,
+            ["dlq", "test", str(letter.id), *given, "--json"],
+            edits.to_json(event or {}),
+            TRIAL_S,
+        )
+        told: list[dict[str, Any]] = json.loads(done.stdout)["trials"]
+    except (json.JSONDecodeError, KeyError, TimeoutExpired):
+        return [Trial(None, None, "the processors could not be asked; `millrace dlq test` says why", {})]
+    return [Trial(**t) for t in told]
 
 
 def _redrive(console: site.Console, id_: int, actor: str, note: str | None) -> str | None:
@@ -460,6 +498,7 @@ async def _page(
     said: str | None = None,
     problem: str | None = None,
     plan: sending.Plan | None = None,
+    trials: Sequence[Trial] = (),
 ) -> Response:
     console = site.console(request)
     shown = await console.apart(_shown, console, id_)
@@ -482,6 +521,7 @@ async def _page(
         said=said,
         problem=problem,
         plan=plan,
+        trials=trials,
         place_link=lambda t, p, o: f"/console/trace{site.query(record=f'{t}/{p}/{o}')}",
     )
 
