@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,7 +44,9 @@ def serving(
         assert not thread.is_alive()
 
 
-def streamed(client: httpx.Client, path: str, seconds: float = 30) -> Iterator[tuple[str, dict[str, Any]]]:
+def streamed(
+    client: httpx.Client, path: str, seconds: float = 30
+) -> Generator[tuple[str, dict[str, Any]], None, None]:
     """Names and data of a stream's events, for at most so many seconds."""
     until = time.monotonic() + seconds
     with client.stream("GET", path) as answer:

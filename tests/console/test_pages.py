@@ -6,6 +6,7 @@ import html
 import re
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import httpx
@@ -44,6 +45,14 @@ def at_work(database: Settings, accounts: Accounts) -> Iterator[Running]:
 def client(database: Settings, accounts: Accounts, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
     with serving(database, Pipelines.of(accounts.pipeline), monkeypatch) as found:
         yield found
+
+
+@pytest.fixture
+def line(database: Settings) -> Iterator[Line]:
+    """A line to the database that can be cut; not yet open."""
+    found = Line(database.database_url)
+    yield found
+    found.cut()
 
 
 def text(answer: httpx.Response, status: int = 200) -> str:
@@ -188,13 +197,14 @@ def test_hostile_bytes_stay_text(
     )
     [letter] = refused(at_work, accounts, 1)
     path = f"/console/live/events?topic={accounts.deposits.name}"
-    [rows] = [d["rows"] for (_, d), _ in zip(streamed(client, path), range(1), strict=False)]
+    with closing(streamed(client, path)) as events:
+        _, told = next(events)
     for page in (
         client.get(f"/console/dead-letters/{letter}").text,
         client.get(f"/console/dead-letters/{letter}/edit").text,
         client.get("/console/trace", params={"record": evil}).text,
         client.get("/console/events", params={"topic": accounts.deposits.name, "filter": evil}).text,
-        "".join(rows),
+        "".join(told["rows"]),
     ):
         assert "<script>alert" not in page and "<img src=x" not in page
         assert "&lt;script&gt;" in page or "&lt;img" in page
