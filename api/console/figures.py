@@ -88,7 +88,8 @@ def drawn(look: Look, pipeline: Pipeline, drawing: Drawing) -> dict[str, str]:
         found[f"{key}|short"] = (
             health.words if len(health.words) <= MOST_WORDS else f"{health.words[:MOST_WORDS]}…"
         )
-        found[f"{key}|label"] = f"{node.kind} {node.name}: {health.words}"
+        kind = "" if node.kind in ("connectors", "letters") else f"{node.kind} "
+        found[f"{key}|label"] = f"{kind}{node.name}: {health.words}"
     for edge in drawing.edges:
         key = edge_key(pipeline.name, edge.id)
         per_s, lag = edge_rate(look, pipeline, edge), edge_lag(look, edge)
