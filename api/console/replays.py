@@ -7,7 +7,7 @@ command itself (`infra.jobs`), which the API only starts and watches.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
@@ -19,7 +19,6 @@ from api.console import joblog, site, stream, words
 from api.console.actions import Actor, needs
 from api.console.parts import Part
 from infra import jobs
-from infra.problems import Problem
 from infra.replay import runs
 from infra.replay.places import RangeRefused, bound, resolve
 from infra.replay.plan import Plan, plan
@@ -262,32 +261,48 @@ async def _progress(console: site.Console, id_: int) -> AsyncIterator[bytes]:
             await anyio.sleep(POLL_S)
 
 
-@router.post("/replays/{id}/{verb}")
-async def act(
-    request: Request, id: int, verb: str, actor: Annotated[Actor, needs("ops:write", "replay.change")]
-) -> Response:
-    """Resume, compare, swap or abort a run; or stop the command that works on it, which can be resumed."""
+def _resume(id_: int, form: dict[str, str]) -> list[str]:
+    return ["run", "--resume", str(id_)]
+
+
+def _compare(id_: int, form: dict[str, str]) -> list[str]:
+    return ["diff", str(id_), "--json", "--samples", str(SAMPLES)]
+
+
+def _swap(id_: int, form: dict[str, str]) -> list[str]:
+    _confirmed(form, f"swap {id_}")
+    return ["swap", str(id_), *(f"--{name}" for name in ("stopped", "incomplete") if form.get(name))]
+
+
+def _abort(id_: int, form: dict[str, str]) -> list[str]:
+    _confirmed(form, f"abort {id_}")
+    return ["abort", str(id_)]
+
+
+def _by_command(verb: str, arguments: Callable[[int, dict[str, str]], list[str]]) -> None:
+    """A route that starts `millrace replay ...` for a run."""
+    who = needs("ops:write", f"replay.{verb}")
+
+    async def act(request: Request, id: int, actor: Actor = who) -> Response:
+        console = site.console(request)
+        form = site.texts(await request.form())
+        await console.apart(_find, console, id)
+        await console.apart(_start, console, id, actor, *arguments(id, form))
+        return site.to(f"/console/replays/{id}")
+
+    router.add_api_route(f"/replays/{{id}}/{verb}", act, methods=["POST"], name=verb)
+
+
+for _verb, _arguments in (("resume", _resume), ("diff", _compare), ("swap", _swap), ("abort", _abort)):
+    _by_command(_verb, _arguments)
+
+
+@router.post("/replays/{id}/stop")
+async def stop(request: Request, id: int, _: Annotated[Actor, needs("ops:write", "replay.stop")]) -> Response:
+    """End the command that works on a run; it can be resumed."""
     console = site.console(request)
-    form = site.texts(await request.form())
-    run = (await console.apart(_find, console, id)).run
-    number = str(id)
-    if verb == "stop":
-        found = await console.apart(jobs.listed, console.settings, _job_name(id))
-        for job in found[:1]:
-            await console.apart(job.stop)
-    elif verb == "resume":
-        await console.apart(_start, console, id, actor, "run", "--resume", number)
-    elif verb == "diff":
-        await console.apart(_start, console, id, actor, "diff", number, "--json", "--samples", str(SAMPLES))
-    elif verb == "swap":
-        _confirmed(form, f"swap {run.run_id}")
-        options = [f"--{name}" for name in ("stopped", "incomplete") if form.get(name)]
-        await console.apart(_start, console, id, actor, "swap", number, *options)
-    elif verb == "abort":
-        _confirmed(form, f"abort {run.run_id}")
-        await console.apart(_start, console, id, actor, "abort", number)
-    else:
-        raise Problem(404, "No such action", f"A replay cannot {verb!r}; see its page.")
+    for job in (await console.apart(jobs.listed, console.settings, _job_name(id)))[:1]:
+        await console.apart(job.stop)
     return site.to(f"/console/replays/{id}")
 
 
