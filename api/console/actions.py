@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
@@ -13,6 +13,8 @@ from infra.dlq.letters import operator
 from infra.problems import Problem
 
 FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
+DECLARED = "x-millrace-scope"
+"""Where a dependency says which scope its route needs, for whoever walks the routes."""
 SAFE = frozenset({"GET", "HEAD"})
 
 
@@ -35,13 +37,23 @@ async def action(request: Request, scope: str, name: str) -> Actor:
 
 
 def needs(scope: str, name: str) -> Any:
-    """The dependency of a route that does `name`."""
+    """The dependency of a route that does `name`, for its `dependencies`: asked before anything else."""
 
-    async def authorised(request: Request) -> Actor:
-        return await action(request, scope, name)
+    async def authorised(request: Request) -> None:
+        request.state.actor = await action(request, scope, name)
 
-    authorised.scope, authorised.action = scope, name  # type: ignore[attr-defined]
+    setattr(authorised, DECLARED, scope)
     return Depends(authorised)
+
+
+async def _actor(request: Request) -> Actor:
+    found = request.state.actor
+    assert isinstance(found, Actor)
+    return found
+
+
+Acting = Annotated[Actor, Depends(_actor)]
+"""Who acts, on a route that `needs` something."""
 
 
 def _refuse_others(request: Request) -> None:

@@ -62,10 +62,8 @@ async def show(request: Request, name: Name) -> Response:
                      live=f"/console/live/jobs/{name}" if found[0].code is None else None)  # fmt: skip
 
 
-@router.post("/jobs/{name}/stop")
-async def stop(
-    request: Request, name: Name, _: Annotated[object, needs("ops:write", "jobs.stop")]
-) -> Response:
+@router.post("/jobs/{name}/stop", dependencies=[needs("ops:write", "jobs.stop")])
+async def stop(request: Request, name: Name) -> Response:
     """End the newest job of a name."""
     console = site.console(request)
     found = await console.apart(jobs.listed, console.settings, name)

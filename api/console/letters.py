@@ -17,7 +17,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from api.console import forms, site
-from api.console.actions import Actor, needs
+from api.console.actions import Acting, needs
 from api.console.parts import Part, Trouble
 from infra import jobs
 from infra.codec import Event
@@ -40,7 +40,6 @@ RATE = 100.0
 TRIAL_S = 60.0
 
 Text = Annotated[str, Query(max_length=300)]
-Writer = Annotated[Actor, needs("ops:write", "dlq.edit")]
 
 
 @dataclass(frozen=True)
@@ -172,10 +171,8 @@ async def selected(request: Request) -> Response:
     )
 
 
-@router.post("/dead-letters/selected/redrive")
-async def redrive_selected(
-    request: Request, actor: Annotated[Actor, needs("ops:write", "dlq.redrive")]
-) -> Response:
+@router.post("/dead-letters/selected/redrive", dependencies=[needs("ops:write", "dlq.redrive")])
+async def redrive_selected(request: Request, actor: Acting) -> Response:
     """Redrive all that meet the conditions, by the command: it may take long."""
     console = site.console(request)
     console.require(Part.BROKER, Part.DATABASE, Part.REGISTRY)
@@ -191,10 +188,8 @@ async def redrive_selected(
     return site.to("/console/jobs/dlq-redrive")
 
 
-@router.post("/dead-letters/selected/discard")
-async def discard_selected(
-    request: Request, actor: Annotated[Actor, needs("ops:write", "dlq.discard")]
-) -> Response:
+@router.post("/dead-letters/selected/discard", dependencies=[needs("ops:write", "dlq.discard")])
+async def discard_selected(request: Request, actor: Acting) -> Response:
     """Decide against all that meet the conditions."""
     console = site.console(request)
     form = site.texts(await request.form())
@@ -253,8 +248,8 @@ async def at_place(request: Request, topic: str, partition: int, offset: int) ->
     return site.to(f"/console/dead-letters/{found[0].id}")
 
 
-@router.post("/dead-letters/{id}/test")
-async def test(request: Request, id: int, _: Annotated[Actor, needs("ops:read", "dlq.plan")]) -> Response:
+@router.post("/dead-letters/{id}/test", dependencies=[needs("ops:read", "dlq.plan")])
+async def test(request: Request, id: int) -> Response:
     """Whether a redrive would send it as it stands, and what its processors would say."""
     console = site.console(request)
     console.require(Part.REGISTRY)
@@ -269,10 +264,8 @@ async def test(request: Request, id: int, _: Annotated[Actor, needs("ops:read", 
     return await _page(request, id, plan=planned, trials=trials)
 
 
-@router.post("/dead-letters/{id}/redrive")
-async def redrive(
-    request: Request, id: int, actor: Annotated[Actor, needs("ops:write", "dlq.redrive")]
-) -> Response:
+@router.post("/dead-letters/{id}/redrive", dependencies=[needs("ops:write", "dlq.redrive")])
+async def redrive(request: Request, id: int, actor: Acting) -> Response:
     console = site.console(request)
     note = site.texts(await request.form()).get("reason", "").strip() or None
     problem = await console.apart(_redrive, console, id, actor.subject, note)
@@ -281,10 +274,8 @@ async def redrive(
     return site.to(f"/console/dead-letters/{id}?said=redriven")
 
 
-@router.post("/dead-letters/{id}/discard")
-async def discard(
-    request: Request, id: int, actor: Annotated[Actor, needs("ops:write", "dlq.discard")]
-) -> Response:
+@router.post("/dead-letters/{id}/discard", dependencies=[needs("ops:write", "dlq.discard")])
+async def discard(request: Request, id: int, actor: Acting) -> Response:
     console = site.console(request)
     note = _reason(site.texts(await request.form()))
 
@@ -297,10 +288,8 @@ async def discard(
     return site.to(f"/console/dead-letters/{id}?said=discarded")
 
 
-@router.post("/dead-letters/{id}/reopen")
-async def reopen(
-    request: Request, id: int, actor: Annotated[Actor, needs("ops:write", "dlq.reopen")]
-) -> Response:
+@router.post("/dead-letters/{id}/reopen", dependencies=[needs("ops:write", "dlq.reopen")])
+async def reopen(request: Request, id: int, actor: Acting) -> Response:
     console = site.console(request)
 
     def act() -> list[int]:
@@ -312,8 +301,8 @@ async def reopen(
     return site.to(f"/console/dead-letters/{id}?said=reopened")
 
 
-@router.post("/dead-letters/{id}/revert")
-async def revert(request: Request, id: int, actor: Writer) -> Response:
+@router.post("/dead-letters/{id}/revert", dependencies=[needs("ops:write", "dlq.edit")])
+async def revert(request: Request, id: int, actor: Acting) -> Response:
     """Take its corrections back."""
     console = site.console(request)
 
@@ -339,8 +328,8 @@ async def edit(request: Request, id: int, read_as: ReadAs = "") -> Response:
     return _form(request, letter, topic, before, forms.controls(topic, before.event or {}), read_as=read_as)
 
 
-@router.post("/dead-letters/{id}/edit")
-async def edited(request: Request, id: int, actor: Writer) -> Response:
+@router.post("/dead-letters/{id}/edit", dependencies=[needs("ops:write", "dlq.edit")])
+async def edited(request: Request, id: int, actor: Acting) -> Response:
     """Try what the form says (`do=test`), store it (`save`), or store and send it (`send`)."""
     console = site.console(request)
     form = site.texts(await request.form())

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from typing import Any
 
 import anyio
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from api.console import joblog, site, stream, words
-from api.console.actions import Actor, needs
+from api.console.actions import Acting, Actor, needs
 from api.console.parts import Part
 from infra import jobs
 from infra.replay import runs
@@ -169,8 +169,8 @@ async def planned(request: Request) -> Response:
     )
 
 
-@router.post("/replays")
-async def begin(request: Request, actor: Annotated[Actor, needs("ops:write", "replay.run")]) -> Response:
+@router.post("/replays", dependencies=[needs("ops:write", "replay.run")])
+async def begin(request: Request, actor: Acting) -> Response:
     """Write the run down, and start the command that works on it."""
     console = site.console(request)
     asked = Asked.of(site.texts(await request.form()))
@@ -281,24 +281,24 @@ def _abort(id_: int, form: dict[str, str]) -> list[str]:
 
 def _by_command(verb: str, arguments: Callable[[int, dict[str, str]], list[str]]) -> None:
     """A route that starts `millrace replay ...` for a run."""
-    who = needs("ops:write", f"replay.{verb}")
 
-    async def act(request: Request, id: int, actor: Actor = who) -> Response:
+    async def act(request: Request, id: int, actor: Acting) -> Response:
         console = site.console(request)
         form = site.texts(await request.form())
         await console.apart(_find, console, id)
         await console.apart(_start, console, id, actor, *arguments(id, form))
         return site.to(f"/console/replays/{id}")
 
-    router.add_api_route(f"/replays/{{id}}/{verb}", act, methods=["POST"], name=verb)
+    allowed = [needs("ops:write", f"replay.{verb}")]
+    router.add_api_route(f"/replays/{{id}}/{verb}", act, methods=["POST"], name=verb, dependencies=allowed)
 
 
 for _verb, _arguments in (("resume", _resume), ("diff", _compare), ("swap", _swap), ("abort", _abort)):
     _by_command(_verb, _arguments)
 
 
-@router.post("/replays/{id}/stop")
-async def stop(request: Request, id: int, _: Annotated[Actor, needs("ops:write", "replay.stop")]) -> Response:
+@router.post("/replays/{id}/stop", dependencies=[needs("ops:write", "replay.stop")])
+async def stop(request: Request, id: int) -> Response:
     """End the command that works on a run; it can be resumed."""
     console = site.console(request)
     for job in (await console.apart(jobs.listed, console.settings, _job_name(id)))[:1]:
