@@ -37,7 +37,7 @@ class Job:
     number: int
     arguments: tuple[str, ...]
     started_by: str
-    started_at: str
+    started_at: datetime
     pid: int
     born: float
     folder: Path
@@ -117,14 +117,14 @@ def start(settings: Settings, name: str, arguments: Sequence[str], started_by: s
         number=number,
         arguments=tuple(arguments),
         started_by=started_by,
-        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        started_at=datetime.now(UTC),
         pid=process.pid,
         born=time.time(),
         folder=folder,
     )
     stored = {k: v for k, v in asdict(job).items() if k != "folder"}
     partial = folder / "job.part"
-    partial.write_text(json.dumps(stored))
+    partial.write_text(json.dumps(stored, default=datetime.isoformat))
     partial.replace(folder / "job.json")
     return job
 
@@ -162,7 +162,10 @@ def _read(folder: Path) -> Job | None:
         stored = json.loads((folder / "job.json").read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    return Job(**{**stored, "arguments": tuple(stored["arguments"]), "folder": folder})
+    started_at = datetime.fromisoformat(stored["started_at"])
+    return Job(
+        **{**stored, "arguments": tuple(stored["arguments"]), "started_at": started_at, "folder": folder}
+    )
 
 
 def _folder(settings: Settings, name: str) -> Path:

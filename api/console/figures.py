@@ -14,12 +14,17 @@ from api.console.graph import Drawing, Edge, Node
 from api.console.observer import Look, Position, ProcessLook, readers
 from api.console.parts import Part
 from infra.checkpoints import TopicPartition
-from schemas.declare import Pipeline, Pipelines
+from schemas.declare import Merge, Pipeline, Pipelines
 
 GOOD, LATE, BAD, UNKNOWN = "good", "late", "bad", "unknown"
 SIGNS = {GOOD: "●", LATE: "▲", BAD: "✕", UNKNOWN: "○"}
-MOST_WORDS = 21
+MOST_WORDS = 19
 """As many letters as a node of the graph has room for."""
+MERGES = {
+    Merge.FIRST_WINS: "first wins",
+    Merge.NEWEST: "newest wins",
+    Merge.HIGHEST_VERSION: "highest wins",
+}
 LATE_S = 30.0
 """A consumer whose oldest waiting record has waited for longer is late."""
 WORST = (BAD, LATE, UNKNOWN, GOOD)
@@ -85,11 +90,8 @@ def drawn(look: Look, pipeline: Pipeline, drawing: Drawing) -> dict[str, str]:
     for node in drawing.nodes:
         key, health = node_key(pipeline.name, node.id), node_health(look, pipeline, node)
         found |= _said(key, health)
-        found[f"{key}|short"] = (
-            health.words if len(health.words) <= MOST_WORDS else f"{health.words[:MOST_WORDS]}…"
-        )
-        kind = "" if node.kind in ("connectors", "letters") else f"{node.kind} "
-        found[f"{key}|label"] = f"{kind}{node.name}: {health.words}"
+        found[f"{key}|short"] = _short(health)
+        found[f"{key}|label"] = _label(node, health)
     for edge in drawing.edges:
         key = edge_key(pipeline.name, edge.id)
         per_s, lag = edge_rate(look, pipeline, edge), edge_lag(look, edge)
@@ -98,6 +100,17 @@ def drawn(look: Look, pipeline: Pipeline, drawing: Drawing) -> dict[str, str]:
         idle = per_s is None or per_s < 0.05
         found[f"{key}|flow"] = "idle" if idle else "slow" if (per_s or 0) < 20 else "fast"
     return found
+
+
+def _label(node: Node, health: Health) -> str:
+    """What a node is called by who does not see it: what stands in it, and whatever was left out there."""
+    kind = "" if node.kind in ("connectors", "letters") else f"{node.kind} "
+    whole = f" ({health.words})" if len(health.words) > MOST_WORDS else ""
+    return f"{kind}{node.name}: {_short(health)}{whole}"
+
+
+def _short(health: Health) -> str:
+    return health.words if len(health.words) <= MOST_WORDS else f"{health.words[:MOST_WORDS]}…"
 
 
 def summary(look: Look, pipeline: Pipeline) -> dict[str, str]:
@@ -128,7 +141,7 @@ def node_health(look: Look, pipeline: Pipeline, node: Node) -> Health:
     if node.kind == "table":
         table = next(t for t in pipeline.tables if t.name == node.name)
         away = look.troubles.get(Part.DATABASE)
-        return Health(UNKNOWN, "Postgres is away") if away else Health(GOOD, table.merge.value)
+        return Health(UNKNOWN, "Postgres is away") if away else Health(GOOD, MERGES[table.merge])
     if node.kind == "letters":
         if look.letters is None:
             return Health(UNKNOWN, "not known")

@@ -8,7 +8,7 @@ each of them, and rows are sorted by the mean of their neighbours.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
@@ -92,7 +92,7 @@ def draw(pipeline: Pipeline) -> Drawing:
             ways_back += 1
             edges.append(_way_back(arrow, x, y, bottom + ways_back * BACK))
         else:
-            edges.append(_way(arrow, x, y))
+            edges.append(_way(arrow, arrows, x, y))
     return Drawing(
         width=MARGIN * 2 + (max(column.values()) + 1) * (WIDTH + GAP_X) - GAP_X,
         height=bottom + ways_back * BACK + MARGIN,
@@ -245,7 +245,14 @@ def _settle(
             middle[n] = first + offset[n]
 
 
-def _way(arrow: _Arrow, x: dict[str, float], y: dict[str, float]) -> Edge:
+def _aside(arrow: _Arrow, arrows: Sequence[_Arrow]) -> float:
+    """Where on its curve an edge's figures stand: nearer to the end that it shares with fewer others."""
+    together = sum(a.target == arrow.target and not a.back for a in arrows)
+    apart = sum(a.source == arrow.source and not a.back for a in arrows)
+    return 0.32 if together > apart else 0.68 if apart > together else 0.5
+
+
+def _way(arrow: _Arrow, arrows: Sequence[_Arrow], x: dict[str, float], y: dict[str, float]) -> Edge:
     from_x, from_y = x[arrow.source] + WIDTH, y[arrow.source] + HEIGHT / 2
     path = [f"M{from_x:.1f} {from_y:.1f}"]
     label: tuple[float, float] | None = None
@@ -255,7 +262,12 @@ def _way(arrow: _Arrow, x: dict[str, float], y: dict[str, float]) -> Edge:
         bend = (to_x - from_x) / 2
         path.append(f"C{from_x + bend:.1f} {from_y:.1f} {to_x - bend:.1f} {to_y:.1f} {to_x:.1f} {to_y:.1f}")
         if label is None:
-            label = (from_x + to_x) / 2, (from_y + to_y) / 2
+            t = _aside(arrow, arrows)
+            # On the curve, which is a cubic with level ends.
+            label = (
+                from_x + (to_x - from_x) * (1.5 * t * (1 - t) + t**3),
+                from_y + (to_y - from_y) * (3 - 2 * t) * t * t,
+            )
         from_x, from_y = to_x, to_y
         if stop in arrow.lanes:
             from_x += WIDTH

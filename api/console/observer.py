@@ -56,7 +56,8 @@ class Position:
 @dataclass(frozen=True, slots=True)
 class Flow:
     """A consumer's reading of a topic. `lag_s` is how long the oldest record that it has still to read has
-    been waiting; `at_least` marks one that waited before anybody looked. Quantiles are those of batches."""
+    been waiting; `at_least` marks one that waited before anybody looked. Quantiles are those
+    of a sink's batches, or of a processor's checkpoints."""
 
     records_per_s: float | None
     lag_records: int | None
@@ -357,8 +358,10 @@ class Observer:
                 produced[producer, topic] += n
             for (consumer, _), n in samples.get("millrace_duplicates_total", {}).items():
                 duplicates[consumer] += n
-            for (consumer, le, topic), n in samples.get("millrace_batch_seconds_bucket", {}).items():
-                buckets[consumer, topic][float(le)] += n
+            # A sink's batch is stored as a whole; what a processor does takes effect with its checkpoint.
+            timed = "batch" if p.role == "sink" else "checkpoint"
+            for (consumer, le, topic), n in samples.get(f"millrace_{timed}_seconds_bucket", {}).items():
+                buckets[consumer, topic if p.role == "sink" else ""][float(le)] += n
         return _FromProcesses(
             tuple(found), watermarks, waiting, dict(produced), dict(duplicates),
             {k: dict(v) for k, v in buckets.items()},
@@ -435,8 +438,9 @@ class Observer:
             else None
         )
         p50 = p95 = None
-        if key in now.buckets and key in before.buckets:
-            gained = {le: n - before.buckets[key].get(le, 0.0) for le, n in now.buckets[key].items()}
+        timed = key if key in now.buckets else (consumer, "")
+        if timed in now.buckets and timed in before.buckets:
+            gained = {le: n - before.buckets[timed].get(le, 0.0) for le, n in now.buckets[timed].items()}
             p50, p95 = scrape.quantile(gained, 0.5), scrape.quantile(gained, 0.95)
         if stored is None or not all(at in now.ends for at in ats):
             return Flow(passed, None, None, False, p50, p95)

@@ -14,6 +14,7 @@ WANTED = frozenset(
         "millrace_records_produced_total",
         "millrace_duplicates_total",
         "millrace_batch_seconds_bucket",
+        "millrace_checkpoint_seconds_bucket",
         "millrace_watermark_ms",
         "millrace_lag_ms",
         "millrace_ready",

@@ -6,7 +6,6 @@ It is pulled: who takes slowly makes it skip, and is told how many records, inst
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -96,7 +95,7 @@ class Tail:
     def take(self) -> Taken:
         """What has come, after at most half a second. Raises `KafkaException`."""
         taken = Taken(skipped=self._catch_up())
-        newest: deque[Seen] = deque(maxlen=SHOWN)
+        found: list[Seen] = []
         until = time.monotonic() + POLL_S
         while taken.read < DECODED and time.monotonic() < until:
             # Waits for one, then takes what is there: consume(n) would wait for n or the whole time.
@@ -115,10 +114,9 @@ class Tail:
                 seen = self._seen(message)
                 if seen is not None:
                     taken.matched += 1
-                    newest.append(seen)
-            if len(newest) == SHOWN:
-                break
-        taken.seen = sorted(newest, key=lambda s: (s.appended_at, s.partition, s.offset))
+                    found.append(seen)
+        # Partitions are read one after the other: the newest are those that were appended last.
+        taken.seen = sorted(found, key=lambda s: (s.appended_at, s.partition, s.offset))[-SHOWN:]
         return taken
 
     def close(self) -> None:
