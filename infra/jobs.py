@@ -146,11 +146,6 @@ def listed(settings: Settings, name: str) -> list[Job]:
     return [job for n in numbers if (job := _read(folder / str(n))) is not None]
 
 
-def last(settings: Settings, name: str, *first: str) -> Job | None:
-    """The newest job of a name whose arguments begin with these."""
-    return next((j for j in listed(settings, name) if j.arguments[: len(first)] == first), None)
-
-
 def _environ(settings: Settings) -> dict[str, str]:
     root = str(Path(__file__).parent.parent)
     path = os.pathsep.join(filter(None, (root, settings.environ.get("PYTHONPATH"))))

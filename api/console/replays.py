@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from typing import Any
 
 import anyio
@@ -29,6 +30,8 @@ router: APIRouter = site.router()
 
 POLL_S = 0.7
 SAMPLES = 5
+CLOCKS = timedelta(minutes=1)
+"""How far the clocks of this machine and of the database may lie apart."""
 STEPS = ("Plan", "Run", "Compare", "Swap")
 
 
@@ -211,8 +214,9 @@ async def show(request: Request, id: int) -> Response:
 
     def look() -> tuple[Standing, dict[str, Any] | None, jobs.Job | None]:
         with console.database() as connection:
-            found = _standing(console, connection, runs.find(connection, id))
-        compared = jobs.last(console.settings, _job_name(id), "replay", "diff")
+            run = runs.find(connection, id)
+            found = _standing(console, connection, run)
+        compared = next((j for j in _jobs(console, run) if j.arguments[:2] == ("replay", "diff")), None)
         return found, _differences(compared), compared
 
     found, differences, compared = await console.apart(look)
@@ -310,6 +314,12 @@ def _start(console: site.Console, id_: int, actor: Actor, *arguments: str) -> No
     jobs.start(console.settings, _job_name(id_), ["replay", *arguments], actor.subject)
 
 
+def _jobs(console: site.Console, run: Run) -> list[jobs.Job]:
+    """The commands that worked on a run, the newest first; not those of another database."""
+    found = jobs.listed(console.settings, _job_name(run.run_id))
+    return [job for job in found if job.started_at > run.started_at - CLOCKS]
+
+
 def _job_name(id_: int) -> str:
     return f"replay-{id_}"
 
@@ -343,7 +353,7 @@ def _find(console: site.Console, id_: int) -> Standing:
 
 
 def _standing(console: site.Console, connection: Any, run: Run) -> Standing:
-    found = jobs.listed(console.settings, _job_name(run.run_id))
+    found = _jobs(console, run)
     return Standing(run, runs.worked_on(connection, run.run_id), joblog.standing(found[0]) if found else None)
 
 

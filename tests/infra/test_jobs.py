@@ -35,7 +35,7 @@ def test_a_job_leaves_what_it_printed_and_its_exit_code(settings: Settings) -> N
     jobs.start(settings, "docs", ["no-such-command"], "tests")
     bad = ended(settings, "docs")
     assert bad.number == 2 and bad.code == 2 and any("no-such-command" in line for line in bad.told)
-    assert jobs.last(settings, "docs", "docs") == good
+    assert jobs.listed(settings, "docs") == [bad, good]
 
 
 def test_one_of_a_name_at_a_time_and_it_can_be_stopped(settings: Settings) -> None:
