@@ -122,7 +122,7 @@ bench-soak: ## Memory of the fraud pipeline under even input (MINUTES=20)
 
 # --- maintain ---
 
-.PHONY: docs lock clean
+.PHONY: docs lock pictures clean
 docs: setup ## Render the generated documentation anew
 	$(BIN)/millrace docs
 
@@ -131,6 +131,10 @@ lock: setup ## Renew requirements.lock from pyproject.toml
 		--generate-hashes --no-emit-index-url --custom-compile-command "make lock" -o requirements.lock
 	$(BIN)/uv pip compile -q --group scan --universal --python-version 3.11 --upgrade \
 		--generate-hashes --no-emit-index-url --custom-compile-command "make lock" -o infra/scan.lock
+
+pictures: setup ## Take the pictures of the console in docs/console anew
+	@infra/bootstrap.sh test
+	MILLRACE_PICTURES=1 $(BIN)/pytest tests/console/test_journeys.py
 
 clean: ## Stop this checkout's instance and delete it with all caches and .venv
 	@[ ! -x $(BIN)/millrace ] || $(BIN)/millrace down --purge

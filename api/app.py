@@ -9,6 +9,8 @@ from fastapi import FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 
 from api import database, pipelines
+from api.console import routes as console
+from api.console.site import lifespan as console_lifespan
 from infra import problems, web
 from infra.identity import oauth, secured
 from infra.identity.authenticator import authenticating
@@ -46,6 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
             database.pool(settings) as pool,
             authenticating(app, settings, lambda: settings.database_identity_url, "millrace-api-identity"),
             oauth.issuing(app, settings),
+            console_lifespan(app),
         ):
             app.state.database = pool
             yield
@@ -73,6 +76,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(pipelines.router)
     for router in web.routers(f"api.{pipeline.name}" for pipeline in PIPELINES):
         app.include_router(router)
+    console.install(app, settings, PIPELINES)
     app.add_middleware(GZipMiddleware, minimum_size=1024)
     database.install(app)
     problems.install(app)

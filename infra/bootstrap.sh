@@ -65,7 +65,11 @@ missing() {
     find_postgis || echo postgis
     installed redis-server || echo redis-server
     installed mosquitto || echo mosquitto
-    [[ $with != test ]] || installed promtool || echo prometheus
+    if [[ $with == test ]]; then
+        installed promtool || echo prometheus
+        installed chromium || echo chromium
+        installed npm || echo npm
+    fi
     [[ $with == docker ]] || return 0
     installed dockerd && installed docker || echo docker
     installed docker-compose || docker compose version >/dev/null 2>&1 || echo docker-compose
@@ -233,7 +237,20 @@ broker() {
     sha256sum <"$pom" >"$stamp"
 }
 
+checker() { # axe-core, which the console's tests hold every page against; pinned by its hash
+    local from=tests/console/package-lock.json to=$cache/axe log=$cache/npm.log
+    fresh "$to/setup.stamp" "$from" && return
+    say "fetching axe-core with npm (log: $log)"
+    rm -rf "$to"
+    mkdir -p "$to"
+    cp "$from" "${from/-lock/}" "$to"
+    npm --prefix "$to" ci --ignore-scripts --no-audit --no-fund >"$log" 2>&1 ||
+        stop "npm could not fetch axe-core: $(grep -m1 'npm error' "$log"); see $log"
+    sha256sum <"$from" >"$to/setup.stamp"
+}
+
 system
 environment
 loops
 broker
+[[ $with != test ]] || checker

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import logging
+import sys
 from collections.abc import Iterable, Iterator
+from types import FrameType
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -16,6 +18,9 @@ from infra.secret_strength import refuse_weak
 from infra.settings import SettingError, Settings
 
 log = logging.getLogger(__name__)
+
+DID_NOT_START = 3
+"""Exit code, as uvicorn's own."""
 
 
 def routers(modules: Iterable[str]) -> Iterator[APIRouter]:
@@ -50,7 +55,7 @@ def run(app: FastAPI, url: str, drain_s: float) -> None:
         raise SystemExit(1) from None
     at = urlsplit(url)
     trusted = settings.text("trusted_proxies")
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         host=at.hostname or "127.0.0.1",
         port=at.port or 80,
@@ -68,3 +73,17 @@ def run(app: FastAPI, url: str, drain_s: float) -> None:
         ws_max_size=settings.number("max_json_bytes"),
         timeout_graceful_shutdown=max(1, int(drain_s)),
     )
+    server = _Server(config)
+    server.run()
+    if not server.started:
+        sys.exit(DID_NOT_START)
+
+
+class _Server(uvicorn.Server):
+    """Tells answers that have no end (`app.state.ending`, an Event) to come to one: it waits for them."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        ending = getattr(getattr(self.config.app, "state", None), "ending", None)
+        if ending is not None:
+            ending.set()
+        super().handle_exit(sig, frame)

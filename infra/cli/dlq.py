@@ -240,6 +240,54 @@ def edit(
 
 
 @dlq.command()
+def test(
+    letter: Annotated[int, typer.Argument(help="A letter by id.")],
+    event: Annotated[
+        str | None, typer.Option(help="An event as JSON in place of the letter's; - reads it from stdin.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Try a letter as it stands: could it be sent, and what would its processor say? Changes nothing.
+
+    The processor decides on an empty state: what depends on earlier events only a redrive tells.
+    """
+    from infra.codec import Unencodable
+    from infra.dlq import edits, letters
+    from infra.dlq.trial import Verdict, verdict
+    from schemas.pipelines import PIPELINES
+
+    with _explained(), _database() as connection, _codec() as codec:
+        (found,) = letters.one(connection, str(letter))
+        topic = edits.topic_of(PIPELINES, found)
+        try:
+            text = sys.stdin.read() if event == "-" else event
+            value = codec.encode(topic, edits.from_json(text)) if text and topic else None
+        except Unencodable as error:
+            told = Verdict(str(error), None, ())
+        else:
+            told = verdict(connection, codec, PIPELINES, found, value, _trials)
+    if as_json:
+        typer.echo(json.dumps(told.to_json()))
+    else:
+        for line in told.lines():
+            typer.echo(line)
+    if told.problem or any(t.refused for t in told.trials):
+        raise typer.Exit(1)
+
+
+def _trials(
+    connection: Any, codec: Any, pipeline: Any, topic: Any, value: bytes, append_ms: int
+) -> list[Any]:
+    """Joins the layers: the processors' own logic lies above this one."""
+    import importlib
+
+    from streams.trial import tried
+
+    logics = importlib.import_module(f"streams.{pipeline.name}").PROCESSORS
+    return list(tried(connection, codec, pipeline, logics, topic, value, append_ms))
+
+
+@dlq.command()
 @_by_conditions
 @audited("dlq.redrive")
 def redrive(

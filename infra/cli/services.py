@@ -16,7 +16,7 @@ from infra.settings import SETTINGS, Settings
 
 app = typer.Typer()
 
-PURGED = ("objects", "registry", "ingest", "faust", "prometheus")
+PURGED = ("objects", "registry", "ingest", "faust", "prometheus", "jobs")
 """What the platform's processes keep in the state folder beside the services' own data."""
 
 SIGNS = {"running": "●", "failing": "▲", "stopped": "○"}

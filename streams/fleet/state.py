@@ -109,7 +109,10 @@ class FleetState:
         loaded = self._decoder.decode(chunk)
         self._trucks.update(loaded.trucks)
         for key, event_id, fix in loaded.applied:
-            self._remember(key, event_id, fix)
+            # A delta holds what was applied since the one before, and its truck's newest time as of its end:
+            # after a pause its first fixes may be forgotten already.
+            if self._remembered(key, fix):
+                self._remember(key, event_id, fix)
 
     def _remembered(self, key: str, fix: Applied) -> bool:
         # The one rule of expiry, applied on reading: when memory is freed cannot change an answer.

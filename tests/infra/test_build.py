@@ -43,5 +43,7 @@ def test_a_wheel_holds_the_compiled_loops(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     assert not wheel.name.endswith("-any.whl")
     names = zipfile.ZipFile(wheel).namelist()
+    # What the console is made of besides code.
+    assert {"api/console/templates/base.html", "api/console/static/console.css"} <= set(names)
     for source in SOURCES:
         assert any(name.startswith(source.removesuffix("pyx")) and name.endswith(".so") for name in names)

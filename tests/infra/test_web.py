@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -90,3 +94,51 @@ def test_readiness_is_looked_at_once_a_second() -> None:
         assert client.get("/health/ready").status_code == 200
         assert client.get("/health/live").json() == {"live": True}
     assert len(asked) == 2
+
+
+ENDLESS = """
+import asyncio, threading
+from fastapi import FastAPI
+from starlette.responses import StreamingResponse
+from infra import web
+import sys
+
+app = FastAPI()
+app.state.ending = threading.Event()
+
+@app.get("/")
+async def endless():
+    async def ticks():
+        while not app.state.ending.is_set():
+            yield b"tick\\n"
+            await asyncio.sleep(0.05)
+    return StreamingResponse(ticks())
+
+web.run(app, sys.argv[1], 30.0)
+"""
+
+
+def test_an_answer_without_end_ends_when_the_service_does() -> None:
+    """SIGTERM while somebody streams: the stream is told, ends well, and nobody waits for the deadline."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    with subprocess.Popen([sys.executable, "-c", ENDLESS, url], cwd=Path(__file__).parents[2]) as process:
+        try:
+            until = time.monotonic() + 30
+            while True:
+                try:
+                    with httpx.stream("GET", url, timeout=10, trust_env=False) as answer:
+                        chunks = answer.iter_bytes()
+                        assert next(chunks).startswith(b"tick")
+                        process.send_signal(signal.SIGTERM)
+                        began = time.monotonic()
+                        for _ in chunks:
+                            pass
+                    break
+                except httpx.ConnectError:
+                    assert time.monotonic() < until
+                    time.sleep(0.1)
+            assert process.wait(10) in (0, -signal.SIGTERM)
+            assert time.monotonic() - began < 5
+        finally:
+            process.kill()

@@ -258,6 +258,26 @@ def test_restored_state(events: list[Event], cut: int, by_deltas: bool) -> None:
     assert list(restored.snapshot()) == list(undisturbed.snapshot())
 
 
+@pytest.mark.parametrize("by_deltas", [True, False])
+def test_restored_after_a_pause(by_deltas: bool) -> None:
+    """A truck that was silent for longer than the horizon within one delta: its state can be restored, and
+    answers as the one that never stopped."""
+    pause = DUPLICATE_HORIZON_MS + 60_000
+    events = [
+        fix(0),
+        fix(1),
+        fix(2, occurred_at=START_MS + pause),
+        fix(3, occurred_at=START_MS + pause + 10_000),
+    ]
+    state, restored = FleetState(), FleetState()
+    decide(events, state=state)
+    for chunk in [state.delta() or b""] if by_deltas else state.snapshot():
+        restored.load(chunk)
+    more = [fix(2, occurred_at=START_MS + pause), fix(1), fix(4, occurred_at=START_MS + pause + 20_000)]
+    assert whole(decide(more, state=restored)) == whole(decide(more, state=state))
+    assert list(restored.snapshot()) == list(state.snapshot())
+
+
 @given(logs())
 def test_sent_twice(events: list[Event]) -> None:
     """A log sent twice, each event straight after itself, tells the same alerts with the same ids."""
