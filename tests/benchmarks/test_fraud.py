@@ -12,7 +12,7 @@ from benchmarks.rules import fifty
 from benchmarks.transactions import Transactions
 from infra.columns import arrow_schema
 from schemas.fraud import CARD_TRANSACTIONS
-from streams.fraud.rules import load_rules
+from models.rules.ruleset import load_rules
 from streams.fraud.scoring import suspects
 
 DATA = Transactions(20_000)

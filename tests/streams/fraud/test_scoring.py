@@ -22,7 +22,7 @@ from schemas.declare import Topic
 from schemas.fraud import CARD_DECISIONS, CARD_TRANSACTIONS
 from streams.decide import ColumnLogic, Event, Outcomes, Record, decide_together
 from streams.fraud.history import DAY_MS, HORIZON_MS, HOUR_MS, IDLE_MS, LATENESS_MS, WINDOWS_MS
-from streams.fraud.rules import load_rules
+from models.rules.ruleset import load_rules
 from streams.fraud.scoring import CHANCE_REASONS, RARITY_REASONS, FraudScoring
 from tests.streams.columns import columns_of
 
