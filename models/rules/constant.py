@@ -101,16 +101,19 @@ def _quotient(a: float, b: float) -> float:
 def contradicts(parts: Sequence[Condition]) -> bool:
     """Whether conditions can never be true together, as far as each alone can be looked at."""
     plain = [p for part in parts for p in _flat(without_not(part))]
-    if any(without_not(part, True) in plain for part in plain):
-        return True
-    return _null_and_known(plain) or _no_number(plain) or _no_text(plain)
+    return _null_and_known(plain) or _exclusive(plain)
 
 
 def exhausts(parts: Sequence[Condition]) -> bool:
     """Whether one of the conditions always is true, where all is known."""
-    denied = [without_not(part, True) for part in parts]
-    # Whether something is null or not is always known: of the others that is presumed here.
-    return contradicts(denied) and not any(isinstance(part, IsNull) for part in denied)
+    return _exclusive([p for part in parts for p in _flat(without_not(part, True))])
+
+
+def _exclusive(parts: Sequence[Condition]) -> bool:
+    """Whether conditions exclude one another, whatever is known."""
+    if any(without_not(part, True) in parts for part in parts):
+        return True
+    return _no_number(parts) or _no_text(parts)
 
 
 def _flat(condition: Condition) -> list[Condition]:

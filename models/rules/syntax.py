@@ -109,6 +109,8 @@ def normal(text: str) -> str:
             written = token.value.lower()
         elif token.kind == "name" and not (token.value.isupper() and len(token.value) == 3):
             written = token.value.lower()
+        elif token.kind == "number" and before is not None and before.value == "SCORE":
+            written = "+" + written
         is_call = before is not None and (before.kind == "name" or before.value == "LIST")
         is_joined = before is None or (
             (token.kind == "sign" and token.value in "),")
