@@ -13,11 +13,11 @@ from psycopg import sql
 from infra import versions
 from infra.postgres import Connection, connect
 from infra.settings import Settings
+from models.rules.ruleset import RuleSet
 from schemas.fraud import CARD_DECISIONS, CARD_LEDGER
 from sinks.fraud import ROWS
 from sinks.rows import from_ms
 from streams.fraud import PROCESSORS
-from streams.fraud.rules import Rules
 
 DECISION: dict[str, Any] = json.loads(
     (CARD_DECISIONS.schema_path.parent / "examples" / "card-decisions.json").read_text()
@@ -152,8 +152,13 @@ def test_analysts_find_every_column_described(connection: Connection) -> None:
 
 
 def test_the_database_brings_the_first_rules(connection: Connection) -> None:
-    """The migration publishes rules that the processor loads."""
+    """The migrations publish rules that the processor loads, the same in the language as before."""
     latest = versions.latest(connection, "fraud", ["rules"])["rules"]
     logic = PROCESSORS["fraud-scoring"]()
-    rules = logic.load_version("rules", latest, versions.body(connection, "fraud", "rules", latest))
-    assert isinstance(rules, Rules) and rules.version == latest and len(rules.rules) >= 6
+    rules, before = (
+        logic.load_version("rules", n, versions.body(connection, "fraud", "rules", n)) for n in (latest, 1)
+    )
+    assert isinstance(rules, RuleSet) and rules.version == latest == 2 and len(rules.rules) >= 6
+    assert [(r.id, r.meaning.action, r.meaning.score) for r in rules.rules] == [
+        (r.id, r.meaning.action, r.meaning.score) for r in before.rules
+    ]
