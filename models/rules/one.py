@@ -129,8 +129,8 @@ class _Maker:
                 return _compared(self._number(left), _SIGNS[sign], self._number(right))
             case SameText(left, right, is_negated):
                 known = [self._known(part) for part in (left, right) if isinstance(part, Text)]
-                sign_ = ast.NotEq() if is_negated else ast.Eq()
-                return ast.BoolOp(ast.And(), [*known, _compared(self._text(left), sign_, self._text(right))])
+                same: ast.cmpop = ast.NotEq() if is_negated else ast.Eq()
+                return ast.BoolOp(ast.And(), [*known, _compared(self._text(left), same, self._text(right))])
             case OneOf(text, values, is_negated):
                 inside = _compared(self._text(text), ast.In(), self._constant(frozenset(values)))
                 return self._of_known(text, inside, is_negated)
@@ -143,12 +143,12 @@ class _Maker:
                 inside = _compared(_name(self._variable("occurred_at")), ast.Lt(), expiry)
                 return self._of_known(text, inside, is_negated)
             case IsNull(Text() as text, is_negated):
-                sign_ = ast.IsNot() if is_negated else ast.Is()
-                return _compared(self._text(text), sign_, ast.Constant(None))
+                null: ast.cmpop = ast.IsNot() if is_negated else ast.Is()
+                return _compared(self._text(text), null, ast.Constant(None))
             case IsNull(operand, is_negated):
                 assert not isinstance(operand, Text)
-                sign_ = ast.Eq() if is_negated else ast.NotEq()
-                return _compared(self._number(operand), sign_, self._number(operand))
+                nan: ast.cmpop = ast.Eq() if is_negated else ast.NotEq()
+                return _compared(self._number(operand), nan, self._number(operand))
             case Flag(column, is_negated):
                 wanted = _name(self._variable(column))
                 return _compared(wanted, ast.Eq(), ast.Constant(not is_negated))

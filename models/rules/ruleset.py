@@ -74,7 +74,7 @@ class RuleSet:
         self.rates, self.lists = rates, lists or {}
         self.windows = tuple(windows)
         self.program = Program([rule.meaning.condition for rule in rules], rates, self.lists)
-        newest = {}
+        newest: dict[str, int] = {}
         for rule in rules:
             newest[rule.id] = max(rule.version, newest.get(rule.id, 0))
         self._is_newest = [rule.version == newest[rule.id] for rule in rules]

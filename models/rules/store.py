@@ -107,7 +107,8 @@ def stored(connection: Connection) -> list[Stored]:
 def find(connection: Connection, wanted: str) -> Stored:
     """A rule by `id@version`, or by its id its newest version. Raises `RuleError`."""
     id_, _, version = wanted.partition("@")
-    of_id = [rule for rule in (everything := stored(connection)) if rule.id == id_]
+    everything = stored(connection)
+    of_id = [rule for rule in everything if rule.id == id_]
     if not of_id:
         ends, _ = suggestion(id_, {rule.id for rule in everything})
         raise RuleError(f"there is no rule {id_}; {ends}")

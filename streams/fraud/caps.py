@@ -14,6 +14,7 @@ import numpy as np
 
 from models.rules.batch import Bools
 from models.rules.ruleset import Rule
+from models.trees import Ints
 from schemas.declare import DAY_MS
 from streams.fraud.histories import Histories
 from streams.fraud.history import HORIZON_MS
@@ -103,7 +104,10 @@ class FraudState(Histories):
 
 
 def suppressed(
-    fired: Sequence[tuple[Rule, Bools]], blamed: Bools, days: Sequence[int], states: Sequence[tuple[Declines, int, int]]
+    fired: Sequence[tuple[Rule, Bools]],
+    blamed: Bools,
+    days: Ints,
+    states: Sequence[tuple[Declines, int, int]],
 ) -> dict[str, Bools]:
     """Where rules with a cap have used it up, by the rule's key.
 
@@ -112,17 +116,16 @@ def suppressed(
     """
     capped = [(rule, where) for rule, where in fired if rule.cap is not None]
     found: dict[str, Bools] = {}
-    at = np.asarray(days, dtype=np.int64)
     for declines, start, end in states:
         counted = start
         for row in [*(np.flatnonzero(blamed[start:end]) + start).tolist(), None]:
             until = end if row is None else row + 1
-            for day, transactions in zip(*np.unique(at[counted:until], return_counts=True), strict=True):
+            for day, transactions in zip(*np.unique(days[counted:until], return_counts=True), strict=True):
                 declines.count(int(day), int(transactions))
             counted = until
             if row is None:
                 continue
             for rule, where in capped:
-                if where[row] and not declines.admit(int(at[row]), rule):
+                if where[row] and not declines.admit(int(days[row]), rule):
                     found.setdefault(rule.key, np.zeros(len(blamed), dtype=bool))[row] = True
     return found
