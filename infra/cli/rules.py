@@ -240,13 +240,11 @@ def rates(
 
 @rules.command()
 def words() -> None:
-    """The facts, windows and signs that rules are made of."""
-    from models.rules.vocabulary import FACTS, FUNCTIONS
+    """The facts and windows that rules are made of."""
+    from models.rules import vocabulary
 
-    for name, fact in FACTS.items():
-        typer.echo(f"{name:30} {fact.kind:12} {fact.about}")
-    for function in FUNCTIONS.values():
-        typer.echo(f"{function.form:30} {function.kind:12} {function.about}")
+    for word, kind, about in vocabulary.words():
+        typer.echo(f"{word:30} {kind:12} {about}")
 
 
 def _move(rule: str, to: str, actor: str, **more: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -178,3 +178,11 @@ def named_window(column: str) -> tuple[str, int] | None:
         return None
     unit_ms = {"s": SECOND_MS, "m": MINUTE_MS, "h": HOUR_MS, "d": DAY_MS}[found[3]]
     return found[1], int(found[2]) * unit_ms
+
+
+def words() -> Iterator[tuple[str, str, str]]:
+    """Every fact and window function: its form, its kind, what it is."""
+    for name, fact in FACTS.items():
+        yield name, fact.kind, fact.about
+    for function in FUNCTIONS.values():
+        yield function.form, function.kind, function.about

@@ -488,6 +488,36 @@ def test_each_partition_has_a_cap_of_its_own() -> None:
     assert 20 < sum(e["decision"] == "DECLINE" for e in alone) < 100
 
 
+def test_a_replay_decides_by_what_was_in_force_where() -> None:
+    """Versions that follow one another within a log give the same bytes, however it is cut and restarted."""
+    rng = Random(2)
+    records = log_of(
+        transaction(f"e{n}", T0 + n * 600_000, f"c{rng.randrange(9)}", rng.randrange(1000), country="FR")
+        for n in range(400)
+    )
+    stages = [{"stage": "shadow"}, {"stage": "canary", "share": 0.4, "cap": 0.05}, {"cap": 0.05}, {}]
+    borders = [0, 100, 200, 300, 400]
+    seen, decisions = set(), []
+    for batch in (1, 7, 512):
+        logic, played = scoring(), Played()
+        state = logic.new_state()
+        for stage, start, end in zip(stages, borders, borders[1:], strict=True):
+            for at in range(start, end, batch):
+                some = columns_of(records[at : min(at + batch, end)], TRANSACTIONS)
+                rules = tried(DECLINING, **stage)
+                decide_together(logic, [(state, some)], {"rules": rules}, played.out)
+            chunks = [*state.snapshot()]
+            state.delta()
+            state = logic.new_state()
+            for chunk in chunks:
+                state.load(chunk)
+        seen.add(bytes(played))
+        decisions = played.emitted
+    assert len(seen) == 1
+    for name, among in (("shadow_rules", decisions[:200]), ("capped_rules", decisions[100:300])):
+        assert any(e[name] for e in among), name
+
+
 def test_windows_that_rules_name_are_kept_with_the_decision() -> None:
     """In the order of the version, exact, and read by its rules."""
     rules = tried("WHEN count(card, 2h) >= 2 AND max(card, 30m) < 4 THEN review REASON 'r'")
