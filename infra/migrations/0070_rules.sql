@@ -12,6 +12,15 @@ COMMENT ON COLUMN card_ledger.capped_rules IS 'Those of them that had used up th
 COMMENT ON COLUMN card_ledger.shadow_rules IS 'Rules that held without effect: in shadow, of a canary outside its cards, or what a canary stands in for on its own';
 COMMENT ON COLUMN card_ledger.shadow_decision IS 'The decision were all rules in shadow and canary active; null where they would change nothing and none of them held';
 
+COMMENT ON COLUMN decisions_by_rule.rule_id IS 'The rule as id@version; its text is in table rules (of older ones, by id alone, in versions)';
+
+CREATE VIEW shadows_by_rule AS
+SELECT tenant, (occurred_at AT TIME ZONE 'UTC')::date AS day, rule_id, rules_version, decision,
+       coalesce(shadow_decision, decision) AS shadow_decision, currency,
+       count(*) AS transactions, sum(amount_minor)::bigint AS amount_minor
+FROM card_ledger, unnest(shadow_rules) AS rule_id GROUP BY 1, 2, 3, 4, 5, 6, 7;
+COMMENT ON VIEW shadows_by_rule IS 'How often each rule held without effect on each day (UTC), what was decided, and what would have been were all rules on trial active';
+
 CREATE TABLE rules (
     rule_id     text        NOT NULL CHECK (rule_id ~ '^[a-z][a-z0-9]*(-[a-z0-9]+)*$' AND length(rule_id) <= 64),
     version     integer     NOT NULL CHECK (version > 0),

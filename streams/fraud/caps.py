@@ -28,13 +28,13 @@ _TAG = b"\xc1"
 
 
 class Day(msgspec.Struct):
-    """A day's transactions while a rule had a cap, and the declines of each such rule."""
+    """A day's transactions while a rule had a cap, and the declines of each such rule, by its key."""
 
     transactions: int = 0
     declines: dict[str, int] = {}
 
 
-_encoder = msgspec.msgpack.Encoder(order="sorted")
+_encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(dict[int, Day])
 
 
@@ -99,7 +99,7 @@ class FraudState(Histories):
             super().load(chunk)
 
     def _counted(self) -> bytes:
-        body = _encoder.encode(self.declines.days)
+        body = _encoder.encode(dict(sorted(self.declines.days.items())))
         return _TAG + len(body).to_bytes(4, "little") + body
 
 

@@ -138,6 +138,11 @@ def test_views_count_what_the_ledger_holds(connection: Connection) -> None:
     assert connection.execute(
         "SELECT decision, transactions, late FROM decisions_daily ORDER BY 1"
     ).fetchall() == [("APPROVE", 1, 0), ("DECLINE", 2, 2), ("REVIEW", 1, 1)]
+    store(connection, event_id="v4", decision="APPROVE", shadow_rules=["n@2"], shadow_decision="DECLINE")
+    assert connection.execute(
+        "SELECT rule_id, decision, shadow_decision, transactions, amount_minor FROM shadows_by_rule"
+        " WHERE rule_id = 'n@2' AND decision = 'APPROVE'"
+    ).fetchall() == [("n@2", "APPROVE", "DECLINE", 1, 1999)]
 
 
 def test_analysts_find_every_column_described(connection: Connection) -> None:
@@ -147,7 +152,7 @@ def test_analysts_find_every_column_described(connection: Connection) -> None:
         " AND NOT attisdropped AND col_description(attrelid, attnum) IS NULL"
     ).fetchall()
     assert undescribed == []
-    for name in ("card_ledger", "card_activity_daily", "decisions_by_rule", "decisions_daily"):
+    for name in ("card_ledger", "card_activity_daily", "decisions_by_rule", "decisions_daily", "shadows_by_rule"):
         assert connection.execute("SELECT obj_description(%s::regclass)", (name,)).fetchone() != (None,)
 
 

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -501,7 +502,7 @@ def test_a_replay_decides_by_what_was_in_force_where() -> None:
     for batch in (1, 7, 512):
         logic, played = scoring(), Played()
         state = logic.new_state()
-        for stage, start, end in zip(stages, borders, borders[1:], strict=True):
+        for stage, (start, end) in zip(stages, pairwise(borders), strict=True):
             for at in range(start, end, batch):
                 some = columns_of(records[at : min(at + batch, end)], TRANSACTIONS)
                 rules = tried(DECLINING, **stage)
