@@ -266,17 +266,17 @@ def roll_back(connection: Connection, rule_id: str, actor: str) -> tuple[Stored 
         tried = [rule for rule in live if rule.stage is not Stage.ACTIVE]
         # What is on trial goes first; what was active stays where it was.
         leaving = tried or live
-        before = None
+        earlier = None
         if not tried:
-            was_active = [e.version for e in events(connection, live[0].id) if e.stage is Stage.ACTIVE]
-            earlier = [v for v in was_active if v != live[0].version]
-            before = next((r for r in of_id if earlier and r.version == earlier[-1]), None)
+            active = [e for e in events(connection, live[0].id) if e.stage is Stage.ACTIVE]
+            earlier = next((e for e in reversed(active) if e.version != live[0].version), None)
+        before = next((r for r in of_id if earlier and r.version == earlier.version), None)
         because = [
             _note(connection, rule.id, rule.version, Stage.RETIRED, actor, "rolled back") for rule in leaving
         ]
-        if before is not None:
-            note = f"rolled back from {live[0].key}"
-            because.append(_note(connection, before.id, before.version, Stage.ACTIVE, actor, note))
+        if before is not None and earlier is not None:
+            note, cap = f"rolled back from {live[0].key}", earlier.cap
+            because.append(_note(connection, before.id, before.version, Stage.ACTIVE, actor, note, cap=cap))
         published = publish(connection, actor, because)
         return (find(connection, before.key) if before else None), published
 

@@ -161,13 +161,14 @@ def test_bounds_are_checked(more: dict[str, Any], message: str) -> None:
 def test_a_later_version_beside_the_earlier(connection: Connection) -> None:
     """Both are in force while the later one is tried; active it retires the earlier; rolled back it leaves again."""
     store.add(connection, "dear", TEXT, "ann")
-    take(connection, "dear@1", "backtested", "approved", "shadow", "canary", "active")
+    take(connection, "dear@1", "backtested", "approved", "shadow", "canary", "active", cap=0.07)
     store.add(connection, "dear", OTHER, "ann")
     take(connection, "dear@2", "backtested", "approved", "shadow", "canary", share=0.5)
     assert [(entry(connection, f"dear@{n}") or {}).get("stage") for n in (1, 2)] == ["active", "canary"]
     take(connection, "dear@2", "active")
     assert [(entry(connection, f"dear@{n}") or {}).get("stage") for n in (1, 2)] == [None, "active"]
     back, published = store.roll_back(connection, "dear", "eve")
+    assert back is not None and back.cap == 0.07, "as it was active before"
     assert back is not None and back.key == "dear@1" and published is not None
     assert [(entry(connection, f"dear@{n}") or {}).get("stage") for n in (1, 2)] == ["active", None]
     assert [e.note for e in store.events(connection, "dear")][-2:] == ["rolled back", "rolled back from dear@2"]
@@ -236,7 +237,7 @@ def test_lists_are_part_of_the_version(connection: Connection) -> None:
     assert body["lists"]["stolen"] == [["m1", 1777593600000], ["m2", 1777593600000]]
     store.put_in_list(connection, "stolen", ["m1"], "ann")
     assert store.set_body(connection)["lists"]["stolen"][0] == ["m1", None]
-    with pytest.raises(RuleError, match="m3 is not in list stolen; did you mean"):
+    with pytest.raises(RuleError, match="m3 is not in list stolen; use one of m1, m2"):
         store.take_from_list(connection, "stolen", ["m3"], "ann")
     assert store.take_from_list(connection, "stolen", ["m1", "m2"], "ann") is not None
     with pytest.raises(RuleError, match="there is no list 'risky'"), connection.transaction():
