@@ -259,7 +259,8 @@ def roll_back(connection: Connection, rule_id: str, actor: str) -> tuple[Stored 
     Returns the version that is active again, None where there was none before, and the version published.
     """
     with _changing(connection, actor):
-        of_id = [rule for rule in stored(connection) if rule.id == find(connection, rule_id).id]
+        rule_id = find(connection, rule_id).id
+        of_id = [rule for rule in stored(connection) if rule.id == rule_id]
         live = [rule for rule in of_id if rule.stage.is_in_force]
         if not live:
             raise RuleError(f"nothing of {rule_id} is in force; there is nothing to roll back")
