@@ -63,7 +63,9 @@ class Decision(BaseModel):
     since_previous_ms: int | None
     late_ms: int = Field(description="How far it lay behind the card's newest transaction when decided.")
     windows_complete: bool
-    rule_windows: list[int] = Field(description="Windows that rules name, in the order of the platform's list.")
+    rule_windows: list[int] = Field(
+        description="Windows that rules name, in the order of the platform's list."
+    )
     fraud_chance: float | None = Field(description="By the forest; null where the model has none.")
     model_risk: float
     risk: float = Field(description="0.0 to 1.0, model and rules together.")

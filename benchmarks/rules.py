@@ -1,4 +1,4 @@
-"""Rules for fraud scoring in the number that an issuer's desk keeps in force: they read every kind of fact."""
+"""Rules for fraud scoring, as many as an issuer's desk keeps in force: they read every kind of fact."""
 
 from __future__ import annotations
 

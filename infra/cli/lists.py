@@ -40,7 +40,9 @@ def show(name: Name) -> None:
         if name not in found:
             raise RuleError(f"there is no list {name}; {suggestion(name, found)[0]}")
         for value, until in found[name]:
-            typer.echo(value if until is None else f"{value}  until {until.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}")
+            typer.echo(
+                value if until is None else f"{value}  until {until.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+            )
 
 
 @lists.command()

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from models.rules.store import Stored
 
 app = typer.Typer()
-rules = typer.Typer(help="Fraud rules: write, try, approve, watch, switch on, roll back.", no_args_is_help=True)
+rules = typer.Typer(
+    help="Fraud rules: write, try, approve, watch, switch on, roll back.", no_args_is_help=True
+)
 app.add_typer(rules, name="rules")
 
 Rule = Annotated[str, typer.Argument(help="A rule by its id (its newest version), or as id@version.")]
@@ -118,7 +120,9 @@ def show(rule: Rule) -> None:
     with store() as connection:
         found = rule_store.find(connection, rule)
         typer.echo(f"{found.key}: {_standing(found)}\n{found.text}")
-        typer.echo(f"{found.description}\nby {found.author}, {found.created_at:%Y-%m-%d %H:%M}, {found.sha256}")
+        typer.echo(
+            f"{found.description}\nby {found.author}, {found.created_at:%Y-%m-%d %H:%M}, {found.sha256}"
+        )
         for event in rule_store.events(connection, found.id):
             published = f", version {event.rules_version} of the set" if event.rules_version else ""
             note = f" ({event.note})" if event.note else ""
@@ -218,7 +222,9 @@ def rollback(
             typer.echo(_published(rule_store.roll_back_to(connection, to, who(actor))))
         elif rule is not None:
             before, published = rule_store.roll_back(connection, rule, who(actor))
-            typer.echo(f"{before.key} is active again" if before else f"what was on trial of {rule} is retired")
+            typer.echo(
+                f"{before.key} is active again" if before else f"what was on trial of {rule} is retired"
+            )
             typer.echo(_published(published))
 
 
@@ -292,12 +298,14 @@ def _told(report: Report) -> str:
         lines += [
             f"frauds        {labels.caught:,} of {labels.frauds:,} ({reach}), {labels.caught_first:,} of them"
             f" approved before; {_values(labels.caught_value)} of {_values(labels.fraud_value)}",
-            f"false alarms  {labels.false_positives:,}; right in {rate}; {labels.unlabelled_matches:,} unlabelled",
+            f"false alarms  {labels.false_positives:,}; right in {rate};"
+            f" {labels.unlabelled_matches:,} unlabelled",
         ]
     else:
         lines.append("frauds        nobody has sent labels")
     lines += [
-        f"  {s['at']} {s['event_id']} {s['amount_minor']} {s['currency']} {s['decision']}" for s in report.samples
+        f"  {s['at']} {s['event_id']} {s['amount_minor']} {s['currency']} {s['decision']}"
+        for s in report.samples
     ]
     return "\n".join(lines)
 

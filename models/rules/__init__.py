@@ -5,6 +5,6 @@
                                                  +--> history  SQL over the ledger
 
 `vocabulary` says which facts and windows there are; `ruleset` is a version in force; `lifecycle` says who may
-take a rule where; `store` keeps rules, lists and rates in Postgres; `backtest` says what a rule would have done.
-See docs/adr/0060-rules.md.
+take a rule where; `store` keeps rules, lists and rates in Postgres; `backtest` says what a rule would have
+done. See docs/adr/0060-rules.md.
 """

@@ -1,7 +1,7 @@
 """What a rule would have done with the transactions of a period, by what scoring saw of them.
 
-The condition runs as SQL over the ledger; its windows are those that were stored with each decision. What matches
-comes out row by row and is folded into the report.
+The condition runs as SQL over the ledger; its windows are those that were stored with each decision. What
+matches comes out row by row and is folded into the report.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from models.rules.store import read_lists, read_rates, read_windows
 
 SAMPLES = 10
 LABELS = "fraud_labels"
-"""The table of labels, by `tenant` and `event_id`, with `is_fraud`; a report without it says nothing of frauds."""
+"""The table of labels, by `tenant` and `event_id`, with `is_fraud`; without it a report says nothing of frauds."""
 STRICTER = {"APPROVE": 0, "REVIEW": 1, "DECLINE": 2}
 
 
@@ -67,8 +67,8 @@ class Report:
     """The outcome. Value in minor units, by currency; shares 0.0 to 1.0.
 
     `unknown`: transactions for which the condition is neither true nor false, as where a window was not kept
-    yet. `changes`: matches by what was decided and what the rule alone would make of it, as `APPROVE to REVIEW`.
-    `overlap`: of the matches, those on which each rule fired then; `alone`: those on which none did.
+    yet. `changes`: matches by what was decided and what the rule alone would make of it, as `APPROVE to
+    REVIEW`. `overlap`: of the matches, those on which each rule fired then; `alone`: those on which none did.
     """
 
     since: str
@@ -125,9 +125,9 @@ def _reported(
 ) -> Report:
     holds = condition(meaning.condition, *by)
     has_labels = connection.execute("SELECT to_regclass(%s) IS NOT NULL", (LABELS,)).fetchone() == (True,)
-    label = sql.SQL("(SELECT l.is_fraud FROM {} l WHERE l.tenant = c.tenant AND l.event_id = c.event_id)").format(
-        sql.Identifier(LABELS)
-    )
+    label = sql.SQL(
+        "(SELECT l.is_fraud FROM {} l WHERE l.tenant = c.tenant AND l.event_id = c.event_id)"
+    ).format(sql.Identifier(LABELS))
     period = sql.SQL("FROM card_ledger c WHERE occurred_at >= {} AND occurred_at < {}").format(since, until)
     # One snapshot for both: rows that arrive meanwhile are in neither.
     with connection.transaction():
@@ -227,7 +227,9 @@ class _Fold:
             known = labels.caught + labels.false_positives
             labels.precision = labels.caught / known if known else None
             labels.recall = labels.caught / labels.frauds if labels.frauds else None
-        report.samples = [_sample(match) for _, match in sorted(self._samples, reverse=True, key=lambda s: s[0])]
+        report.samples = [
+            _sample(match) for _, match in sorted(self._samples, reverse=True, key=lambda s: s[0])
+        ]
         return report
 
 

@@ -1,7 +1,7 @@
 """Rules over a batch of transactions by column: each part once, however many rules have it.
 
-A text column is looked at once for each of its distinct values. An unknown number is NaN, of which no comparison
-holds; with NOT pushed down, nothing else must be known of what is unknown.
+A text column is looked at once for each of its distinct values. An unknown number is NaN, of which no
+comparison holds; with NOT pushed down, nothing else must be known of what is unknown.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ _CALCULATE: Mapping[str, Callable[..., Any]] = {"+": np.add, "-": np.subtract, "
 class Columns:
     """The columns of a batch, made when they are first asked for.
 
-    `numbers`: arrays (rows,) by name, integers or doubles; of those in `below_zero_is_null` a negative value is null.
-    `texts`: Arrow's text arrays (rows,) by name. `flags`: bool (rows,). `at_ms`: event times.
+    `numbers`: arrays (rows,) by name, integers or doubles; of those in `below_zero_is_null` a negative
+    value is null. `texts`: Arrow's text arrays (rows,) by name. `flags`: bool (rows,). `at_ms`: event times.
     A number that nobody has is unknown in every row.
     """
 
@@ -158,7 +158,7 @@ class Program:
         place = self._places.get(part)
         if place is None:
             inner = children(part)
-            if isinstance(part, SameText | OneOf | Listed) or isinstance(inner, tuple) and _is_text(part):
+            if isinstance(part, SameText | OneOf | Listed) or (isinstance(inner, tuple) and _is_text(part)):
                 inner = ()  # these ask the columns themselves
             places = tuple(self._place(child) for child in inner)
             self._steps.append((self._step(part), places))

@@ -1,4 +1,4 @@
-"""What a rule's text means: names found, kinds compared, lists there, no condition that is always the same."""
+"""What a rule's text means: names found, kinds compared, lists there, no condition always the same."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ LISTABLE = frozenset(
 
 @dataclass(slots=True, frozen=True)
 class Context:
-    """What rules are checked against: the lists there are, and the currencies that amounts may be stated in."""
+    """What rules are checked against: the lists there are, and the currencies amounts may be stated in."""
 
     lists: Collection[str] = ()
     currency: str = "EUR"
@@ -76,7 +76,7 @@ class Checked:
 
 
 def check(text: str, context: Context) -> Checked:
-    """All that is wrong with a rule's text, or what it means. Never raises: made to be called while typing."""
+    """All that is wrong with a rule's text, or what it means. Never raises: called while somebody types."""
     try:
         written = parse(text)
     except ParseError as error:
@@ -130,7 +130,7 @@ class _Checker:
         score = float(written.score or 0)
         if not 0 <= score <= 1:
             self._note(
-                f"a score is from 0 to 1, and combines as 1 - (1 - risk) * (1 - score); {written.score} is not",
+                f"a score is from 0 to 1, and combines as 1 - (1 - risk) * (1 - score); this is not",
                 start,
                 end,
             )
@@ -208,7 +208,9 @@ class _Checker:
                 shown = self._shown(where)
                 hint = f"; write it in quotes, '{shown}'" if other.exact is not None else ""
                 instead = f"'{shown}'" if other.exact is not None else None
-                raise self._refuse(f"{shown} is {other.kind}, and is compared with a text{hint}", where, instead)
+                raise self._refuse(
+                    f"{shown} is {other.kind}, and is compared with a text{hint}", where, instead
+                )
         if node.value not in ("=", "!="):
             raise self._refuse(f"texts are compared with = or !=, not with {node.value}", node)
         trees = (left.tree, right.tree)
@@ -230,7 +232,9 @@ class _Checker:
         choices, form = CHOICES.get(column.column), CODES.get(column.column)
         if choices is not None and value not in choices:
             ends, instead = suggestion(value, choices)
-            raise self._refuse(f"{column.column} is never '{value}'; {ends}", node, instead and f"'{instead}'")
+            raise self._refuse(
+                f"{column.column} is never '{value}'; {ends}", node, instead and f"'{instead}'"
+            )
         if form is not None and not form[0].fullmatch(value):
             upper = value.strip().upper()
             instead = f"'{upper}'" if form[0].fullmatch(upper) else None
@@ -252,7 +256,9 @@ class _Checker:
                 found = self._value(item)
                 if not isinstance(found.tree, Quoted):
                     shown = self._shown(item)
-                    raise self._refuse(f"{shown} is no text; write it in quotes, '{shown}'", item, f"'{shown}'")
+                    raise self._refuse(
+                        f"{shown} is no text; write it in quotes, '{shown}'", item, f"'{shown}'"
+                    )
                 if isinstance(value.tree, Text):
                     self._require_possible(value.tree, found.tree.value, item)
                 texts.append(found.tree.value)
@@ -273,11 +279,13 @@ class _Checker:
     def _listed(self, node: Node, value: _Value, item: Node) -> Condition:
         shown = self._shown(node.parts[0])
         if not isinstance(value.tree, Text) or value.tree.column not in LISTABLE:
-            raise self._refuse(f"{shown} is in no list; lists hold one of {', '.join(sorted(LISTABLE))}", node)
+            raise self._refuse(
+                f"{shown} is in no list; lists hold one of {', '.join(sorted(LISTABLE))}", node
+            )
         if item.value not in self.context.lists:
             ends, instead = suggestion(item.value, self.context.lists)
             raise self._refuse(
-                f"there is no list '{item.value}'; {ends} (make one with `millrace lists add {item.value} VALUE`)",
+                f"there is no list '{item.value}'; {ends} (`millrace lists add {item.value} VALUE` makes one)",
                 item,
                 instead and f"list('{instead}')",
             )
@@ -285,7 +293,11 @@ class _Checker:
 
     def _between(self, node: Node) -> Condition:
         value, low, high = (self._value(part) for part in node.parts)
-        if Kind.TEXT in (value.kind, low.kind, high.kind) or Kind.CONDITION in (value.kind, low.kind, high.kind):
+        if Kind.TEXT in (value.kind, low.kind, high.kind) or Kind.CONDITION in (
+            value.kind,
+            low.kind,
+            high.kind,
+        ):
             raise self._refuse("BETWEEN is for numbers, amounts and times", node)
         signs = ("<", ">") if node.is_negated else (">=", "<=")
         bounds = []
@@ -345,13 +357,17 @@ class _Checker:
         if node.value in FUNCTIONS:
             form = FUNCTIONS[node.value].form
             raise self._refuse(f"{written} is over a window; write it as {form}", node, form)
-        field_of = {name: f"{function}(card, {vocabulary.width_text(ms)})" for (function, ms), name in KEPT.items()}
+        field_of = {
+            name: f"{function}(card, {vocabulary.width_text(ms)})" for (function, ms), name in KEPT.items()
+        }
         if node.value in field_of:
             form = field_of[node.value].replace("merchants(card,", "distinct(card, merchant,")
             raise self._refuse(f"a window is written as {form}", node, form)
         ends, instead = suggestion(node.value, [*FACTS, *FUNCTIONS])
         if instead is None and written.isupper():
-            raise self._refuse(f"{written} is no fact; a text stands in quotes, '{written}'", node, f"'{written}'")
+            raise self._refuse(
+                f"{written} is no fact; a text stands in quotes, '{written}'", node, f"'{written}'"
+            )
         raise self._refuse(f"there is no fact {written}; {ends}", node, instead)
 
     def _call(self, node: Node) -> _Value:
@@ -386,7 +402,7 @@ class _Checker:
         if not CODE.fullmatch(currency) or currency not in known:
             ends, instead = suggestion(currency, known)
             raise self._refuse(
-                f"there is no rate for {currency}; {ends} (state one with `millrace rules rates {currency}=…`)",
+                f"there is no rate for {currency}; {ends} (`millrace rules rates` states them)",
                 node,
                 instead and f"{amount} {instead}",
             )
@@ -404,7 +420,9 @@ class _Checker:
         left, right = self._both(node.parts[0], node.parts[1])
         for value, part in ((left, node.parts[0]), (right, node.parts[1])):
             if value.kind in (Kind.TEXT, Kind.CONDITION):
-                raise self._refuse(f"{self._shown(part)} is {value.kind}; only numbers are calculated with", part)
+                raise self._refuse(
+                    f"{self._shown(part)} is {value.kind}; only numbers are calculated with", part
+                )
         sign = node.value
         if sign == "/" and right.exact == 0:
             raise self._refuse("division by zero is always unknown; change the divisor", node)
@@ -416,7 +434,9 @@ class _Checker:
             kind = left.kind
         elif sign == "*":
             if Kind.NUMBER not in (left.kind, right.kind):
-                raise self._refuse(f"{left.kind} times {right.kind} means nothing; multiply by a number", node)
+                raise self._refuse(
+                    f"{left.kind} times {right.kind} means nothing; multiply by a number", node
+                )
             kind = right.kind if left.kind is Kind.NUMBER else left.kind
         elif left.kind is right.kind:
             kind = Kind.NUMBER
@@ -482,4 +502,3 @@ def _duration(node: Node) -> _Value:
 def _number(value: _Value) -> Numeric:
     assert isinstance(value.tree, Const | Number | Money | Arithmetic)
     return value.tree
-

@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 
 from models.rules.tree import (
     And,
@@ -173,7 +174,7 @@ _HOLDS = {
 def _is_empty(limits: Sequence[tuple[str, Fraction]]) -> bool:
     """Whether no number keeps all limits: one that does is a limit itself, between two, or beyond all."""
     at = sorted({value for _, value in limits})
-    tried = [at[0] - 1, at[-1] + 1, *at, *((a + b) / 2 for a, b in zip(at, at[1:], strict=False))]
+    tried = [at[0] - 1, at[-1] + 1, *at, *((a + b) / 2 for a, b in pairwise(at))]
     return not any(all(_HOLDS[sign](value, limit) for sign, limit in limits) for value in tried)
 
 
@@ -183,7 +184,9 @@ def _no_text(parts: Sequence[Condition]) -> bool:
     refused: dict[Textual, set[str]] = {}
     for part in parts:
         match part:
-            case SameText(Text() as text, Quoted(value), negated) | SameText(Quoted(value), Text() as text, negated):
+            case SameText(Text() as text, Quoted(value), negated) | SameText(
+                Quoted(value), Text() as text, negated
+            ):
                 found = {value}
             case OneOf(text, values_, negated):
                 found = set(values_)

@@ -38,9 +38,7 @@ _DERIVED: Mapping[str, sql.Composable] = {
 }
 
 
-def condition(
-    wanted: Condition, rates: Rates, lists: Lists, windows: Sequence[str] = ()
-) -> sql.Composable:
+def condition(wanted: Condition, rates: Rates, lists: Lists, windows: Sequence[str] = ()) -> sql.Composable:
     """The condition in SQL over the columns of `card_ledger`: true, false, or null where it is unknown.
 
     `windows`: the named windows in the order of `rule_windows`.

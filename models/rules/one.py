@@ -1,6 +1,7 @@
 """Rules compiled for one transaction: one Python function for all of them.
 
-The function is built from the tree as Python's own syntax tree, never as text: what a rule quotes stays a constant.
+The function is built from the tree as Python's own syntax tree, never as text: what a rule quotes stays a
+constant.
 """
 
 from __future__ import annotations
@@ -70,12 +71,20 @@ def compiled(conditions: Sequence[Condition], rates: Rates, lists: Lists) -> Cal
     plain = [without_not(condition) for condition in conditions]
     maker = _Maker(rates, lists)
     held = ast.List([maker.condition(condition) for condition in plain], ast.Load())
-    body: list[ast.stmt] = [maker.reading(name) for name in sorted({c for p in plain for c in maker.read_by(p)})]
+    body: list[ast.stmt] = [
+        maker.reading(name) for name in sorted({c for p in plain for c in maker.read_by(p)})
+    ]
     body.append(ast.Return(held))
     function = ast.FunctionDef(
         name="held",
         args=ast.arguments(
-            posonlyargs=[], args=[ast.arg("row")], kwonlyargs=[], kw_defaults=[], defaults=[], vararg=None, kwarg=None
+            posonlyargs=[],
+            args=[ast.arg("row")],
+            kwonlyargs=[],
+            kw_defaults=[],
+            defaults=[],
+            vararg=None,
+            kwarg=None,
         ),
         body=body,
         decorator_list=[],
@@ -83,7 +92,12 @@ def compiled(conditions: Sequence[Condition], rates: Rates, lists: Lists) -> Cal
         type_comment=None,
     )
     module = ast.fix_missing_locations(ast.Module([function], type_ignores=[]))
-    names: dict[str, Any] = {"__builtins__": {"float": float}, "divided": _divided, "nan": NAN, **maker.constants}
+    names: dict[str, Any] = {
+        "__builtins__": {"float": float},
+        "divided": _divided,
+        "nan": NAN,
+        **maker.constants,
+    }
     exec(compile(module, "<rules>", "exec"), names)  # noqa: S102 -- built from the checked tree alone
     found: Callable[[Row], list[bool]] = names["held"]
     return found

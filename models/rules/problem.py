@@ -19,7 +19,7 @@ class Problem:
 
 
 class RuleError(ValueError):
-    """A rule, a list or a set of rules that cannot be used; the message says what is wrong, and the remedy."""
+    """A rule, list or set of rules that cannot be used; the message says what is wrong, and the remedy."""
 
 
 class ParseError(RuleError):

@@ -135,8 +135,8 @@ def _in_share(rule: Rule, where: Bools, columns: Columns) -> Bools:
 
 
 def in_share(rule_id: str, share: float, tenant: str | None, card: str | None) -> bool:
-    """Whether a card is among the share of cards that a rule's canary decides on. The same for all versions of
-    the rule: a card stays where it is, and a larger share keeps the cards of a smaller one."""
+    """Whether a card is among the share of cards that a rule's canary decides on. The same for all versions
+    of the rule: a card stays where it is, and a larger share keeps the cards of a smaller one."""
     digest = hashlib.sha256(f"{rule_id}\0{tenant}\0{card}".encode()).digest()
     return int.from_bytes(digest[:4], "big") < round(share * 2**32)
 
@@ -221,7 +221,8 @@ def _rule(entry: Mapping[str, Any], context: Context) -> Rule:
 def combined(
     model_risk: npt.NDArray[np.float64], fired: Sequence[tuple[Rule, Bools]]
 ) -> tuple[npt.NDArray[np.float64], Bools, Bools]:
-    """Risk (to 4 places) of model and rules together, and where a rule declines and where one asks for review.
+    """Risk (to 4 places) of model and rules together, and where a rule declines and where one asks for
+    review.
 
     1 - (1 - model) * product of (1 - score), in the order of the rules: it is rounded as it is multiplied.
     """

@@ -24,7 +24,7 @@ from models.rules.lists import lists_of
 from models.rules.problem import RuleError, suggestion
 from models.rules.ruleset import LANGUAGE, RuleSet, content_hash, load_rules
 from models.rules.syntax import normal
-from models.rules.vocabulary import NAMED_MAX, NAMEABLE, named_window
+from models.rules.vocabulary import NAMEABLE, NAMED_MAX, named_window
 
 PIPELINE, KIND = "fraud", "rules"
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -35,8 +35,9 @@ NEWEST_DECISIONS = 100
 
 @dataclass(slots=True, frozen=True)
 class Stored:
-    """A version of a rule, and where it stands. `share` and `cap` are those of its stage; `since`: when it came
-    there. `missing_windows`: named windows that decisions do not hold yet; with any, the rule is warming."""
+    """A version of a rule, and where it stands. `share` and `cap` are those of its stage; `since`: when it
+    came there. `missing_windows`: named windows that decisions do not hold yet; with any, the rule is
+    warming."""
 
     id: str
     version: int
@@ -188,7 +189,9 @@ def in_force(connection: Connection) -> RuleSet:
 # Changing
 
 
-def add(connection: Connection, rule_id: str, text: str, author: str, description: str = "") -> tuple[Stored, bool]:
+def add(
+    connection: Connection, rule_id: str, text: str, author: str, description: str = ""
+) -> tuple[Stored, bool]:
     """Store a rule's text as its next version, a draft; returns it, and whether it is new.
 
     Windows that it names are kept from the next version of the set on. Raises `RuleError` (`CheckError`
@@ -246,9 +249,7 @@ def move(
             for other in others:
                 if other.stage is Stage.ACTIVE:
                     replaced = f"replaced by {rule.key}"
-                    because.append(
-                        _note(connection, other.id, other.version, Stage.RETIRED, actor, replaced)
-                    )
+                    because.append(_note(connection, other.id, other.version, Stage.RETIRED, actor, replaced))
         published = publish(connection, actor, because) if to.is_in_force or rule.stage.is_in_force else None
         return find(connection, rule.key), published
 
@@ -362,8 +363,8 @@ def state_rates(
 def publish(connection: Connection, actor: str, because: Sequence[int] = ()) -> int | None:
     """Publish the set as it now stands; None where it is what was published last.
 
-    `because`: the events that changed it; they remember the version. Raises `RuleError` where the processor could not
-    load it, and nothing has changed then.
+    `because`: the events that changed it; they remember the version. Raises `RuleError` where the processor
+    could not load it, and nothing has changed then.
     """
     body = set_body(connection)
     last = versions.latest(connection, PIPELINE, [KIND])[KIND]
@@ -410,7 +411,12 @@ def set_body(connection: Connection) -> dict[str, Any]:
 
 
 def record_backtest(
-    connection: Connection, rule: Stored, since: datetime, until: datetime, report: Mapping[str, Any], actor: str
+    connection: Connection,
+    rule: Stored,
+    since: datetime,
+    until: datetime,
+    report: Mapping[str, Any],
+    actor: str,
 ) -> Stored:
     """Keep a report, which takes a draft on; the report of a rule further on is kept beside it."""
     with _changing(connection, actor):
@@ -428,7 +434,8 @@ def record_backtest(
 def last_backtest(connection: Connection, rule: Stored) -> dict[str, Any] | None:
     """The report that was made last of this version."""
     row = connection.execute(
-        "SELECT report FROM rule_backtests WHERE rule_id = %s AND version = %s ORDER BY backtest_id DESC LIMIT 1",
+        "SELECT report FROM rule_backtests WHERE rule_id = %s AND version = %s"
+        " ORDER BY backtest_id DESC LIMIT 1",
         (rule.id, rule.version),
     ).fetchone()
     return None if row is None else dict(row[0])  # type: ignore[call-overload]
@@ -471,8 +478,8 @@ def _name_windows(connection: Connection, meaning: Meaning, actor: str) -> bool:
     for n, window in enumerate(new, len(known) + 1):
         if n > NAMED_MAX:
             raise RuleError(
-                f"{window} cannot be kept: {NAMED_MAX} windows are named already ({', '.join(known)}); use one"
-                " of these"
+                f"{window} cannot be kept: {NAMED_MAX} windows are named already; use one of"
+                f" {', '.join(known)}"
             )
         found = named_window(window)
         assert found is not None and found[0] in NAMEABLE

@@ -1,4 +1,4 @@
-"""A rule's text as tokens, and as they hang together: what was written, before anybody asked what it means."""
+"""A rule's text as tokens, and as they hang together: what was written, whatever it means."""
 
 from __future__ import annotations
 
@@ -9,7 +9,24 @@ from dataclasses import dataclass
 from models.rules.problem import ParseError, Problem, suggestion
 
 KEYWORDS = frozenset(
-    "WHEN THEN AND OR NOT IN IS NULL BETWEEN LIST SCORE REASON REVIEW DECLINE TRUE FALSE".split()
+    [
+        "WHEN",
+        "THEN",
+        "AND",
+        "OR",
+        "NOT",
+        "IN",
+        "IS",
+        "NULL",
+        "BETWEEN",
+        "LIST",
+        "SCORE",
+        "REASON",
+        "REVIEW",
+        "DECLINE",
+        "TRUE",
+        "FALSE",
+    ]
 )
 UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 TEXT_MAX = 4_096
@@ -40,8 +57,8 @@ class Token:
 class Node:
     """A piece of a condition with the characters [start, end) it was written as.
 
-    `kind`: number, money, duration, text, truth, name, call, list, negative, arithmetic, compare, in, is null,
-    between, not, and, or. `value`: the literal, name or operator; `is_negated` for NOT IN, IS NOT NULL.
+    `kind`: number, money, duration, text, truth, name, call, list, negative, arithmetic, compare, in, is
+    null, between, not, and, or. `value`: the literal, name or operator; `is_negated` for NOT IN, IS NOT NULL.
     """
 
     kind: str
@@ -67,7 +84,9 @@ class Written:
 def tokens(text: str) -> list[Token]:
     """The text's tokens, `end` last. Raises `ParseError`."""
     if len(text) > TEXT_MAX:
-        raise _error(f"a rule has at most {TEXT_MAX} characters; this one has {len(text)}", TEXT_MAX, len(text))
+        raise _error(
+            f"a rule has at most {TEXT_MAX} characters; this one has {len(text)}", TEXT_MAX, len(text)
+        )
     found = []
     at = 0
     while at < len(text):
@@ -105,9 +124,9 @@ def normal(text: str) -> str:
         written = f"'{token.value.replace(chr(39), chr(39) * 2)}'" if token.kind == "text" else token.value
         if token.value == "LIST" and token.kind == "keyword":
             written = "list"
-        elif token.value in ("REVIEW", "DECLINE") and token.kind == "keyword":
-            written = token.value.lower()
-        elif token.kind == "name" and not (token.value.isupper() and len(token.value) == 3):
+        elif (token.value in ("REVIEW", "DECLINE") and token.kind == "keyword") or (
+            token.kind == "name" and not (token.value.isupper() and len(token.value) == 3)
+        ):
             written = token.value.lower()
         elif token.kind == "number" and before is not None and before.value == "SCORE":
             written = "+" + written
@@ -117,7 +136,9 @@ def normal(text: str) -> str:
             or (before.kind == "sign" and before.value == "(")
             or (token.kind == "sign" and token.value == "(" and is_call)
         )
-        is_signed = before is not None and before.kind == "sign" and before.value == "+" and out.endswith("SCORE +")
+        is_signed = (
+            before is not None and before.kind == "sign" and before.value == "+" and out.endswith("SCORE +")
+        )
         out += written if is_joined or is_signed else " " + written
         before = token
     return out
@@ -152,7 +173,9 @@ class _Parser:
                 raise self._wrong("a score raises the risk; write SCORE +0.3")
             score = self._of_kind("number", "write the score behind SCORE, as SCORE +0.3").value
         if self._taken("REASON") is not None:
-            reason = self._of_kind("text", "write the reason behind REASON in quotes, as REASON 'far away'").value
+            reason = self._of_kind(
+                "text", "write the reason behind REASON in quotes, as REASON 'far away'"
+            ).value
         if self._next.kind != "end":
             raise self._wrong(
                 f"{self._shown} stands where the rule should have ended; behind THEN come review or decline,"
@@ -293,7 +316,9 @@ class _Parser:
     @property
     def _shown(self) -> str:
         token = self._next
-        return "the end" if token.kind == "end" else f"'{token.value}'" if token.kind == "text" else token.value
+        return (
+            "the end" if token.kind == "end" else f"'{token.value}'" if token.kind == "text" else token.value
+        )
 
     def _taken(self, *values: str) -> Token | None:
         token = self._next
@@ -305,7 +330,9 @@ class _Parser:
     def _expect(self, value: str, remedy: str) -> Token:
         token = self._taken(value)
         if token is None:
-            instead = value if self._next.kind == "name" and suggestion(self._next.value, [value])[1] else None
+            instead = (
+                value if self._next.kind == "name" and suggestion(self._next.value, [value])[1] else None
+            )
             raise self._wrong(f"{self._shown} stands where {value} should; {remedy}", instead)
         return token
 

@@ -1,7 +1,7 @@
 """The tree that a rule means, over the columns of a decision: what all three back ends compile.
 
-Numbers are doubles, unknown ones NaN (null in SQL); texts may be null. Equal parts are equal values, whichever
-rule they are of, so that a back end may compute them once.
+Numbers are doubles, unknown ones NaN (null in SQL); texts may be null. Equal parts are equal values,
+whichever rule they are of, so that a back end may compute them once.
 """
 
 from __future__ import annotations

@@ -52,7 +52,9 @@ class Fact:
 _FOREIGN = Not(SameText(Text("country"), Text("home_country")))
 FACTS: Mapping[str, Fact] = {
     "amount": Fact(Kind.MONEY, Number("amount_minor"), "What the card is billed"),
-    "amount_minor": Fact(Kind.NUMBER, Number("amount_minor"), "The same in minor units, whatever its currency"),
+    "amount_minor": Fact(
+        Kind.NUMBER, Number("amount_minor"), "The same in minor units, whatever its currency"
+    ),
     "currency": Fact(Kind.TEXT, Text("currency"), "The card's billing currency, as 'EUR'"),
     "country": Fact(Kind.TEXT, Text("country"), "Country of the merchant, as 'IE'; null where unknown"),
     "home_country": Fact(Kind.TEXT, Text("home_country"), "Country of the card's holder; null where unknown"),
@@ -67,14 +69,20 @@ FACTS: Mapping[str, Fact] = {
     "tenant": Fact(Kind.TEXT, Text("tenant"), "Whose card it is"),
     "hour": Fact(Kind.NUMBER, Number("hour"), "Hour of the day in UTC, 0 to 23"),
     "weekday": Fact(Kind.NUMBER, Number("weekday"), "Day of the week in UTC, 1 (Monday) to 7"),
-    "weekend": Fact(Kind.CONDITION, Compare(">=", Number("weekday"), Const(6.0)), "Saturday or Sunday in UTC"),
+    "weekend": Fact(
+        Kind.CONDITION, Compare(">=", Number("weekday"), Const(6.0)), "Saturday or Sunday in UTC"
+    ),
     "since_previous": Fact(
-        Kind.TIME, Number("since_previous_ms"), "Since the card's previous use within 7 days; null without one"
+        Kind.TIME,
+        Number("since_previous_ms"),
+        "Since the card's previous use within 7 days; null without one",
     ),
     "late": Fact(Kind.TIME, Number("late_ms"), "How far the transaction lies behind the card's newest one"),
     "windows_complete": Fact(Kind.CONDITION, Flag("windows_complete"), "The windows lack nothing"),
     "model_risk": Fact(Kind.NUMBER, Number("model_risk"), "Risk by the model, 0.0 to 1.0; 0 without one"),
-    "fraud_chance": Fact(Kind.NUMBER, Number("fraud_chance"), "Chance of fraud by the forest; null without one"),
+    "fraud_chance": Fact(
+        Kind.NUMBER, Number("fraud_chance"), "Chance of fraud by the forest; null without one"
+    ),
 }
 
 KEPT: Mapping[tuple[str, int], str] = {
@@ -121,7 +129,10 @@ FUNCTIONS: Mapping[str, Function] = {
     ),
     "usual": Function(Kind.MONEY, "usual(card, 7d)", "Mean of the others; null where there is none", _usual),
     "distinct": Function(
-        Kind.NUMBER, "distinct(card, merchant, 24h)", "How many merchants were paid", lambda of: of("merchants")
+        Kind.NUMBER,
+        "distinct(card, merchant, 24h)",
+        "How many merchants were paid",
+        lambda of: of("merchants"),
     ),
 }
 """Windows reach back from the transaction, itself included, by event time."""

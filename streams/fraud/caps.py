@@ -1,8 +1,8 @@
 """How much a new rule may decline: counted by event-time day, in the state, so that a replay counts the same.
 
 A rule with a cap may turn at most that share of a partition's transactions of a day into DECLINE, at least
-`DECLINES_MIN`. Counted are the transactions up to the one in question, and those of its declines where nothing
-but rules with a cap declined. Beyond the cap it asks for review and adds no score.
+`DECLINES_MIN`. Counted are the transactions up to the one in question, and those of its declines where
+nothing but rules with a cap declined. Beyond the cap it asks for review and adds no score.
 """
 
 from __future__ import annotations
@@ -128,4 +128,5 @@ def suppressed(
             for rule, where in capped:
                 if where[row] and not declines.admit(int(days[row]), rule):
                     found.setdefault(rule.key, np.zeros(len(blamed), dtype=bool))[row] = True
-    return found
+    # In the order of the rules, not in that in which they were first at their caps: batches would show.
+    return {rule.key: found[rule.key] for rule, _ in capped if rule.key in found}

@@ -5,8 +5,8 @@ DECLINE    where a fired rule says so, or risk >= 0.95
 REVIEW     where a fired rule says so, or risk >= 0.75
 APPROVE    otherwise
 
-Rules in shadow, and canaries on cards outside their share, are told of (`shadow_rules`, `shadow_decision`) and
-change nothing. A rule that has used up its cap (`capped_rules`) asks for review instead.
+Rules in shadow, and canaries on cards outside their share, are told of (`shadow_rules`, `shadow_decision`)
+and change nothing. A rule that has used up its cap (`capped_rules`) asks for review instead.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from models.trees import Ints
 from schemas.fraud import CARD_DECISIONS, FRAUD_SCORING
 from streams.decide import ColumnRecords, Outcomes, Stretch, Versions
 from streams.fraud.caps import Declines, FraudState, suppressed
-from streams.fraud.histories import WINDOWS, Histories, Inserted
+from streams.fraud.histories import WINDOWS, Inserted
 
 DECLINE_RISK = 0.95
 REVIEW_RISK = 0.75

@@ -21,7 +21,7 @@ def millrace(*arguments: str, refused: bool = False, given: str | None = None) -
 
 
 def test_a_text_is_checked_with_and_without_a_database(database: Settings) -> None:
-    """A mistake is drawn where it is; a rule comes back in its normal form, and says what it must wait for."""
+    """A mistake is drawn where it is; a rule comes back in its normal form, and says what it waits for."""
     output = millrace("rules", "check", TEXT.replace("amount", "amont"), refused=True)
     assert "     ^^^^^\ncharacter 6: there is no fact amont; did you mean amount?" in output
     assert "WHEN amount > 50 AND mcc IN list('risky')" in millrace("rules", "check", "-", given=TEXT)
@@ -37,7 +37,9 @@ def test_the_whole_way(database: Settings) -> None:
     assert "was written by ann" not in millrace("rules", "approve", "dear", "--as", "ann", refused=True)
     report = json.loads(millrace("rules", "backtest", "dear", "--json", "--as", "ann"))
     assert report["matches"] == 0 and report["labels"] is None
-    assert "dear@1 is backtested" in millrace("rules", "backtest", "dear", "--from", "2025-01-01", "--to", "2025-02-01")
+    assert "dear@1 is backtested" in millrace(
+        "rules", "backtest", "dear", "--from", "2025-01-01", "--to", "2025-02-01"
+    )
     assert "somebody else" in millrace("rules", "approve", "dear", "--as", "ann", refused=True)
     assert "approved" in millrace("rules", "approve", "dear", "--as", "bob", "--note", "looks right")
     assert "version 3 of the rules applies" in millrace("rules", "shadow", "dear", "--as", "bob")
@@ -64,6 +66,8 @@ def test_lists_and_rates(database: Settings) -> None:
     assert "m1  until 2026-05-01T00:00:00Z" in millrace("lists", "show", "stolen")
     assert "stolen" in millrace("lists", "list") and "applies" in millrace("lists", "remove", "stolen", "m1")
     assert "did you mean stolen?" in millrace("lists", "show", "stoln", refused=True)
-    assert "applies from" in millrace("rules", "rates", "EUR", "USD=1.08", "GBP=0.85", "--as-of", "2026-01-02")
+    assert "applies from" in millrace(
+        "rules", "rates", "EUR", "USD=1.08", "GBP=0.85", "--as-of", "2026-01-02"
+    )
     assert "cannot be used" in millrace("rules", "rates", "EUR", "USD=x", refused=True)
     assert "count(card, 1h)" in millrace("rules", "words") and "home_country" in millrace("rules", "words")

@@ -1,4 +1,4 @@
-"""A rule's way through the stages under live traffic, and the replay of it: real processes, broker and database."""
+"""A rule's way through the stages under live traffic, and its replay, by the real processes."""
 
 from __future__ import annotations
 

@@ -152,7 +152,13 @@ def test_analysts_find_every_column_described(connection: Connection) -> None:
         " AND NOT attisdropped AND col_description(attrelid, attnum) IS NULL"
     ).fetchall()
     assert undescribed == []
-    for name in ("card_ledger", "card_activity_daily", "decisions_by_rule", "decisions_daily", "shadows_by_rule"):
+    for name in (
+        "card_ledger",
+        "card_activity_daily",
+        "decisions_by_rule",
+        "decisions_daily",
+        "shadows_by_rule",
+    ):
         assert connection.execute("SELECT obj_description(%s::regclass)", (name,)).fetchone() != (None,)
 
 

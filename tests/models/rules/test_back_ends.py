@@ -1,4 +1,4 @@
-"""The three back ends say the same of any rule and any transaction; each also says what the language means."""
+"""The three back ends say the same of any rule and transaction, and what the language means."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ def stage(connection: Connection, decisions: Sequence[dict[str, Any]]) -> None:
         sql.SQL("CREATE TEMP TABLE facts AS SELECT {}, 0 AS n FROM card_ledger WITH NO DATA").format(columns)
     )
     with connection.cursor() as cursor:
-        copy_into = sql.SQL("COPY facts ({}) FROM STDIN").format(sql.SQL(", ").join(map(sql.Identifier, names)))
+        copy_into = sql.SQL("COPY facts ({}) FROM STDIN").format(
+            sql.SQL(", ").join(map(sql.Identifier, names))
+        )
         with cursor.copy(copy_into) as copy:
             for n, row in enumerate(decisions):
                 copy.write_row([from_ms(v) if k == "occurred_at" else v for k, v in row.items()] + [n])
@@ -169,7 +171,9 @@ BASE = {**decision(Random(0).choice), "occurred_at": T0, "currency": "EUR"}
         ("weekday NOT IN (1, 2)", {}, False),
     ],
 )
-def test_what_conditions_mean(connection: Connection, condition: str, row: dict[str, Any], holds: bool) -> None:
+def test_what_conditions_mean(
+    connection: Connection, condition: str, row: dict[str, Any], holds: bool
+) -> None:
     """The stated semantics: of null, division by zero, currencies, expiry, windows and time."""
     wanted = [understand(f"WHEN {condition} THEN review REASON 'r'", CONTEXT).condition]
     decisions = [BASE | row]
@@ -180,7 +184,10 @@ def test_what_conditions_mean(connection: Connection, condition: str, row: dict[
 
 def test_parts_that_rules_share_are_computed_once() -> None:
     """Two hundred rules over the same facts take few more steps than their own comparisons."""
-    texts = [f"WHEN amount > 3 * mean(card, 7d) AND foreign AND hour < {h} THEN review REASON 'r'" for h in range(1, 20)]
+    texts = [
+        f"WHEN amount > 3.5 * mean(card, 7d) AND foreign AND hour < {h} THEN review REASON 'r'"
+        for h in range(1, 20)
+    ]
     wanted = [understand(text, CONTEXT).condition for text in texts]
     once, all_ = Program(wanted[:1], RATES, LISTS), Program(wanted, RATES, LISTS)
     assert len(all_) - len(once) == 3 * (len(wanted) - 1)

@@ -34,8 +34,8 @@ def connection(database: Settings) -> Iterator[Connection]:
                 card_id=f"card-{n % 7}",
                 occurred_at=FIRST_MS + n * DAY_MS // 10,
                 amount_minor=amount,
-                **{name: amount * 3 for name in ("sum_1h_minor", "sum_24h_minor", "sum_7d_minor", "sum_10m_minor")},
-                **{name: amount * 2 for name in ("max_24h_minor", "max_7d_minor")},
+                **dict.fromkeys([f"sum_{w}_minor" for w in ("10m", "1h", "24h", "7d")], amount * 3),
+                **dict.fromkeys(("max_24h_minor", "max_7d_minor"), amount * 2),
                 count_1h=1, count_24h=2, count_7d=9, count_10m=1,
                 currency="USD" if n == 29 else "EUR",
                 home_country=(None, "IE", "FR")[n % 3],
@@ -47,7 +47,8 @@ def connection(database: Settings) -> Iterator[Connection]:
             " (tenant text, event_id text, is_fraud boolean, PRIMARY KEY (tenant, event_id))"
         )
         connection.execute(
-            "INSERT INTO fraud_labels SELECT tenant, event_id, substr(event_id, 2)::int % 4 = 0 FROM card_ledger"
+            "INSERT INTO fraud_labels"
+            " SELECT tenant, event_id, substr(event_id, 2)::int % 4 = 0 FROM card_ledger"
             " WHERE substr(event_id, 2)::int % 6 <> 5"
         )
         yield connection

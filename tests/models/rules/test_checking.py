@@ -40,7 +40,9 @@ def test_spelling_makes_no_other_rule(other: str) -> None:
     assert normal(other) == EXAMPLE and content_hash(other) == content_hash(EXAMPLE)
 
 
-@pytest.mark.parametrize("change", [("5000", "5001"), ("risky", "Risky"), ("review", "decline"), ("0.3", "0.4")])
+@pytest.mark.parametrize(
+    "change", [("5000", "5001"), ("risky", "Risky"), ("review", "decline"), ("0.3", "0.4")]
+)
 def test_another_rule_has_another_hash(change: tuple[str, str]) -> None:
     """Whatever means something else is another version."""
     assert content_hash(EXAMPLE.replace(*change)) != content_hash(EXAMPLE)
@@ -57,7 +59,12 @@ def test_another_rule_has_another_hash(change: tuple[str, str]) -> None:
         ("count_1h > 5", "count_1h", "a window is written as count(card, 1h)", "count(card, 1h)"),
         ("merchants_24h > 5", "merchants_24h", "written as distinct(card, merchant, 24h)", None),
         ("count > 5", "count", "count is over a window; write it as count(card, 1h)", "count(card, 1h)"),
-        ("mcc IN list('riski')", "list('riski')", "there is no list 'riski'; did you mean risky?", "list('risky')"),
+        (
+            "mcc IN list('riski')",
+            "list('riski')",
+            "there is no list 'riski'; did you mean risky?",
+            "list('risky')",
+        ),
         ("mcc IN list('xyz')", "list('xyz')", "millrace lists add xyz VALUE", None),
         ("country = IE", "IE", "IE is no fact; a text stands in quotes, 'IE'", "'IE'"),
         ("amount > 5 GBP", "5 GBP", "there is no rate for GBP", None),
@@ -152,11 +159,12 @@ def test_what_follows_is_checked(consequence: str, message: str) -> None:
 
 def test_several_problems_are_told_at_once() -> None:
     """Whoever types sees all that is wrong with names, lists and score, in the order of the text."""
-    text = "WHEN amont > 5 AND mcc IN list('riski') AND (hour > 30 OR cuntry = 'IE') THEN review SCORE 7 REASON 'r'"
+    condition = "amont > 5 AND mcc IN list('riski') AND (hour > 30 OR cuntry = 'IE')"
+    text = f"WHEN {condition} THEN review SCORE 7 REASON 'r'"
     problems = check(text, CONTEXT).problems
     assert [text[p.start : p.end] for p in problems[:4]] == ["amont", "list('riski')", "hour > 30", "cuntry"]
     assert len(problems) == 5
-    with pytest.raises(CheckError, match="(?s)amont.*riski.*cuntry") as error:
+    with pytest.raises(CheckError, match=r"(?s)amont.*riski.*cuntry") as error:
         understand(text, CONTEXT)
     assert str(error.value).splitlines()[1] == " " * 5 + "^" * 5
 
@@ -185,7 +193,8 @@ def test_what_may_be_said(condition: str) -> None:
 def test_windows_that_no_decision_has_are_named() -> None:
     """A window of another width is asked for by its one name, however it is written."""
     meaning = understand(
-        "WHEN count(card, 120m) > 3 AND mean(card, 2h) > 5 AND sum(card, 24h) > 9 THEN review REASON 'r'", CONTEXT
+        "WHEN count(card, 120m) > 3 AND mean(card, 2h) > 5 AND sum(card, 24h) > 9 THEN review REASON 'r'",
+        CONTEXT,
     )
     assert meaning.windows == ["count(card, 2h)", "sum(card, 2h)"]
 

@@ -63,7 +63,9 @@ def test_wrong_rules_are_refused_readably(body: Any, message: str) -> None:
 def fired(rules: RuleSet, facts: dict[str, Any]) -> list[str]:
     """Ids of the rules that fire on one row; the unknown rows beside it fire none."""
     texts = {
-        name: pa.array([None, value, None], type=pa.string()) for name, value in facts.items() if name in TEXTS
+        name: pa.array([None, value, None], type=pa.string())
+        for name, value in facts.items()
+        if name in TEXTS
     }
     numbers = {
         FEATURE + name: np.array([-1, value, -1]) for name, value in facts.items() if name not in TEXTS

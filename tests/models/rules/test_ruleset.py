@@ -33,7 +33,11 @@ def said(fired: Fired) -> list[dict[str, int]]:
 def test_rules_in_the_order_of_the_set() -> None:
     """Active rules decide wherever they hold; both versions of the tuple agree where nothing is on trial."""
     rules = load_rules(4, body_of({"often": OFTEN, "oftener": OFTENER}))
-    assert said(rules.fired(cards(4))) == [{"often@1": CARDS, "oftener@1": CARDS}, {}, {"often@1": CARDS, "oftener@1": CARDS}]
+    assert said(rules.fired(cards(4))) == [
+        {"often@1": CARDS, "oftener@1": CARDS},
+        {},
+        {"often@1": CARDS, "oftener@1": CARDS},
+    ]
     assert said(rules.fired(cards(3))) == [{"often@1": CARDS}, {}, {"often@1": CARDS}]
     assert said(load_rules(4, body_of({})).fired(cards())) == [{}, {}, {}]
 
@@ -104,7 +108,10 @@ def test_a_set_that_was_altered_is_refused(change: dict[str, Any], message: str)
         (body_of({"o": "WHEN amount > 5 GBP THEN review REASON 'r'"}), "there is no rate for GBP"),
         (body_of({"o": OFTEN}, rates={"USD": "0"}), "rates: '0' USD to one EUR cannot be used"),
         (body_of({"o": OFTEN}, lists={"x": [["", None]]}), "list x: '' cannot be an entry"),
-        (body_of({"o": OFTEN}, lists={"x": [[f"v{n}", None] for n in range(20_001)]}), "20001 entries together"),
+        (
+            body_of({"o": OFTEN}, lists={"x": [[f"v{n}", None] for n in range(20_001)]}),
+            "20001 entries together",
+        ),
         (body_of({"o": OFTEN}, windows=["count(terminal, 2h)"]), "cannot be kept"),
     ],
 )

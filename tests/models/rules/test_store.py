@@ -1,4 +1,4 @@
-"""Rules on their way into force and out of it, in a real Postgres: who may take which where, and what is published."""
+"""Rules on their way into force and out, in a real Postgres: who may take them where, what is published."""
 
 from __future__ import annotations
 
@@ -77,7 +77,12 @@ def test_from_text_to_active(connection: Connection) -> None:
 def test_the_same_text_is_the_same_version(connection: Connection) -> None:
     """Spelled otherwise it is no other rule; a changed text is the next version, of the same place."""
     first, _ = store.add(connection, "dear", TEXT, "ann")
-    again, is_new = store.add(connection, "dear", TEXT.lower().replace(" ", "  ").replace("dear  and  risky", "dear and risky"), "bob")
+    again, is_new = store.add(
+        connection,
+        "dear",
+        TEXT.lower().replace(" ", "  ").replace("dear  and  risky", "dear and risky"),
+        "bob",
+    )
     assert not is_new and again == first
     second, is_new = store.add(connection, "dear", OTHER, "bob")
     assert is_new and (second.key, second.place) == ("dear@2", first.place)
@@ -94,7 +99,7 @@ def test_the_same_text_is_the_same_version(connection: Connection) -> None:
 )
 def test_what_is_no_rule_is_not_stored(connection: Connection, id_: str, text: str, message: str) -> None:
     """A draft too must be a rule that could run."""
-    with pytest.raises(RuleError, match="(?s)") as error:
+    with pytest.raises(RuleError, match="cannot be|there is no|stands where") as error:
         store.add(connection, id_, text, "ann")
     assert message in str(error.value)
     assert isinstance(error.value, CheckError) == (id_ == "dear")
@@ -159,7 +164,7 @@ def test_bounds_are_checked(more: dict[str, Any], message: str) -> None:
 
 
 def test_a_later_version_beside_the_earlier(connection: Connection) -> None:
-    """Both are in force while the later one is tried; active it retires the earlier; rolled back it leaves again."""
+    """Both are in force while the later one is tried; active it retires the earlier; a rollback undoes it."""
     store.add(connection, "dear", TEXT, "ann")
     take(connection, "dear@1", "backtested", "approved", "shadow", "canary", "active", cap=0.07)
     store.add(connection, "dear", OTHER, "ann")
@@ -171,7 +176,10 @@ def test_a_later_version_beside_the_earlier(connection: Connection) -> None:
     assert back is not None and back.cap == 0.07, "as it was active before"
     assert back is not None and back.key == "dear@1" and published is not None
     assert [(entry(connection, f"dear@{n}") or {}).get("stage") for n in (1, 2)] == ["active", None]
-    assert [e.note for e in store.events(connection, "dear")][-2:] == ["rolled back", "rolled back from dear@2"]
+    assert [e.note for e in store.events(connection, "dear")][-2:] == [
+        "rolled back",
+        "rolled back from dear@2",
+    ]
 
 
 def test_what_is_on_trial_is_rolled_back_first(connection: Connection) -> None:
@@ -201,15 +209,19 @@ def test_the_whole_set_can_be_rolled_back(connection: Connection) -> None:
     assert (found["stage"], found["share"], found["cap"]) == ("canary", 0.5, 0.2)
     assert entry(connection, "night-amount@1") is not None
     version = store.roll_back_to(connection, before, "eve")
-    assert versions.body(connection, "fraud", "rules", version) == versions.body(connection, "fraud", "rules", before)
+    assert versions.body(connection, "fraud", "rules", version) == versions.body(
+        connection, "fraud", "rules", before
+    )
     version = store.roll_back_to(connection, 1, "eve")
-    assert versions.body(connection, "fraud", "rules", version) == versions.body(connection, "fraud", "rules", 1)
+    assert versions.body(connection, "fraud", "rules", version) == versions.body(
+        connection, "fraud", "rules", 1
+    )
     with pytest.raises(RuleError, match="there is no version 999"):
         store.roll_back_to(connection, 999, "eve")
 
 
 def test_a_rule_that_names_a_window_warms_up(connection: Connection) -> None:
-    """The window is kept from the draft on; before decisions hold it the rule gets no further than approved."""
+    """The window is kept from the draft on; until decisions hold it the rule gets as far as approved."""
     rule, _ = store.add(connection, "often", "WHEN count(card, 2h) > 5 THEN review REASON 'often'", "ann")
     assert rule.missing_windows == ("count(card, 2h)",)
     assert store.in_force(connection).windows == ("count(card, 2h)",)

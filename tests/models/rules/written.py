@@ -16,7 +16,9 @@ Choose = Callable[[Sequence[Any]], Any]
 
 T0 = 1_700_000_000_000
 DAY_MS = 86_400_000
-RATES = Rates.of({"stated": "EUR", "as_of": "2025-06-30", "rates": {"USD": "1.17", "JPY": "169", "BHD": "0.44"}})
+RATES = Rates.of(
+    {"stated": "EUR", "as_of": "2025-06-30", "rates": {"USD": "1.17", "JPY": "169", "BHD": "0.44"}}
+)
 CURRENCIES = ("EUR", "EUR", "USD", "JPY", "BHD", "XXX")  # of the last nobody states a rate
 LISTS = lists_of(
     {
