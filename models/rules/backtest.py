@@ -26,7 +26,7 @@ from models.rules.store import read_lists, read_rates, read_windows
 
 SAMPLES = 10
 LABELS = "fraud_labels"
-"""The table of labels, by `tenant` and `event_id`, with `is_fraud`; without it a report says nothing of frauds."""
+"""Labels: `is_fraud` by `tenant` and `event_id`; without this table a report says nothing of frauds."""
 STRICTER = {"APPROVE": 0, "REVIEW": 1, "DECLINE": 2}
 
 

@@ -130,7 +130,7 @@ class _Checker:
         score = float(written.score or 0)
         if not 0 <= score <= 1:
             self._note(
-                f"a score is from 0 to 1, and combines as 1 - (1 - risk) * (1 - score); this is not",
+                "a score is from 0 to 1, and combines as 1 - (1 - risk) * (1 - score); this is not",
                 start,
                 end,
             )
@@ -285,7 +285,7 @@ class _Checker:
         if item.value not in self.context.lists:
             ends, instead = suggestion(item.value, self.context.lists)
             raise self._refuse(
-                f"there is no list '{item.value}'; {ends} (`millrace lists add {item.value} VALUE` makes one)",
+                f"there is no list '{item.value}'; {ends} (`millrace lists add {item.value} VALUE` makes it)",
                 item,
                 instead and f"list('{instead}')",
             )

@@ -99,7 +99,7 @@ def test_the_same_text_is_the_same_version(connection: Connection) -> None:
 )
 def test_what_is_no_rule_is_not_stored(connection: Connection, id_: str, text: str, message: str) -> None:
     """A draft too must be a rule that could run."""
-    with pytest.raises(RuleError, match="cannot be|there is no|stands where") as error:
+    with pytest.raises(RuleError, match=r"cannot be|there is no|stands where") as error:
         store.add(connection, id_, text, "ann")
     assert message in str(error.value)
     assert isinstance(error.value, CheckError) == (id_ == "dear")
