@@ -28,7 +28,7 @@ from streams.fraud.scoring import RULE_TEXTS, place
 
 RULES = 200
 ROWS = 32_768
-BATCHES = (1, 16, 512, 4_096)
+BATCHES = (1, 16, 64, 512, 4_096)
 ROUNDS = 5
 LIMIT_US = 10.0
 """What 200 active rules may cost a transaction in a batch."""

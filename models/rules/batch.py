@@ -7,7 +7,7 @@ comparison holds; with NOT pushed down, nothing else must be known of what is un
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,6 +91,20 @@ class Columns:
 
     def flag(self, column: str) -> Bools:
         return self._flags[column]
+
+    def rows(self, names: Iterable[str]) -> list[dict[str, Any]]:
+        """The named columns by row, as `one` reads them: null is None, of numbers NaN."""
+        lists: dict[str, list[Any]] = {}
+        for name in names:
+            if name == "occurred_at":
+                lists[name] = self.at_ms.tolist()
+            elif name in self._texts:
+                lists[name] = self._texts[name].to_pylist()
+            elif name in self._flags:
+                lists[name] = self._flags[name].tolist()
+            else:
+                lists[name] = self.number(name).tolist()
+        return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
 
     def distinct(self, column: str) -> tuple[list[str | None], Ints]:
         """The distinct values of a text column, None last, and each row's place among them."""

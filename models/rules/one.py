@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from models.rules.currencies import Rates
@@ -70,10 +70,9 @@ def compiled(conditions: Sequence[Condition], rates: Rates, lists: Lists) -> Cal
     """A function that says which of the conditions hold for a row; `row["occurred_at"]` in milliseconds."""
     plain = [without_not(condition) for condition in conditions]
     maker = _Maker(rates, lists)
+    reads = read_by(plain)
     held = ast.List([maker.condition(condition) for condition in plain], ast.Load())
-    body: list[ast.stmt] = [
-        maker.reading(name) for name in sorted({c for p in plain for c in maker.read_by(p)})
-    ]
+    body: list[ast.stmt] = [maker.reading(name) for name in reads]
     body.append(ast.Return(held))
     function = ast.FunctionDef(
         name="held",
@@ -103,6 +102,16 @@ def compiled(conditions: Sequence[Condition], rates: Rates, lists: Lists) -> Cal
     return found
 
 
+def read_by(conditions: Iterable[Condition]) -> list[str]:
+    """The columns of a row that their compiled form reads."""
+    found: set[str] = set()
+    for condition in conditions:
+        found |= columns(condition)
+        if any(isinstance(part, Listed) for part in walk(condition)):
+            found.add("occurred_at")
+    return sorted(found)
+
+
 def _divided(left: float, right: float) -> float:
     return left / right if right != 0 else NAN
 
@@ -115,11 +124,6 @@ class _Maker:
         self._numbers: set[str] = set()
         self._names: dict[str, str] = {}
         self.constants: dict[str, Any] = {}
-
-    def read_by(self, condition: Condition) -> set[str]:
-        """The columns to read first."""
-        asks_time = any(isinstance(part, Listed) for part in walk(condition))
-        return columns(condition) | ({"occurred_at"} if asks_time else set())
 
     def reading(self, column: str) -> ast.stmt:
         """Reads a column into its variable: numbers as doubles, NaN for null."""
