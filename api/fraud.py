@@ -63,12 +63,18 @@ class Decision(BaseModel):
     since_previous_ms: int | None
     late_ms: int = Field(description="How far it lay behind the card's newest transaction when decided.")
     windows_complete: bool
+    rule_windows: list[int] = Field(
+        description="Windows that rules name, in the order of the platform's list."
+    )
     fraud_chance: float | None = Field(description="By the forest; null where the model has none.")
     model_risk: float
     risk: float = Field(description="0.0 to 1.0, model and rules together.")
     decision: Answer
     reasons: list[str]
-    fired_rules: list[str]
+    fired_rules: list[str] = Field(description="As id@version.")
+    capped_rules: list[str] = Field(description="Of these, those that had used up what they may decline.")
+    shadow_rules: list[str] = Field(description="Rules that held without effect: in shadow or in canary.")
+    shadow_decision: str | None = Field(description="The decision had these been active; null without any.")
     rules_version: int
     model_version: int
     code_version: int

@@ -1,37 +1,44 @@
-"""Fifty rules for fraud scoring, as many as an issuer's desk keeps in force: they read every kind of fact."""
+"""Rules for fraud scoring, as many as an issuer's desk keeps in force: they read every kind of fact."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
+from models.rules.ruleset import body_of
+
 COUNT = 50
 
 
-def fifty() -> list[dict[str, Any]]:
-    """A list that `streams.fraud.rules` takes; most rules fire seldom, as real ones do."""
-    return [
+def fifty() -> dict[str, Any]:
+    """A version of the rules that the processor takes; most rules fire seldom, as real ones do."""
+    return many(COUNT)
+
+
+def many(count: int) -> dict[str, Any]:
+    """So many rules, a multiple of ten; no two have the same conditions."""
+    return body_of(
         {
-            "id": f"bench-{n:02}",
-            "description": f"Benchmark rule {n}",
-            "when": [{"feature": name, "op": op, "value": value} for name, op, value in conditions],
-            "action": "decline" if n % 10 == 0 else "review",
-            "score": round(0.2 + n % 7 / 10, 1),
-            "reason": f"Reason {n}",
+            f"bench-{n:03}": f"WHEN {condition} THEN {'decline' if n % 10 == 0 else 'review'}"
+            f" SCORE +{0.2 + n % 7 / 10:.1f} REASON 'Reason {n}'"
+            for n, condition in enumerate(_conditions(count // 10), 1)
         }
-        for n, conditions in enumerate(_conditions(), 1)
-    ]
+    )
 
 
-def _conditions() -> Iterator[list[tuple[str, str, Any]]]:
-    for level in range(1, 6):
-        yield [("count_1h", ">=", 3 + level)]
-        yield [("sum_1h_minor", ">=", 40_000 * level), ("count_1h", ">=", 2)]
-        yield [("sum_24h_minor", ">=", 100_000 * level), ("count_24h", ">=", 3 + level)]
-        yield [("amount_minor", ">=", 20_000 + 4_000 * level), ("hour_of_day", "<", level)]
-        yield [("count_7d", ">=", 4 + level), ("amount_pct_of_mean_7d", ">=", 400 + 100 * level)]
-        yield [("since_previous_s", "<", 60 * level), ("amount_minor", ">=", 15_000)]
-        yield [("foreign", "==", True), ("amount_minor", ">=", 5_000 * level)]
-        yield [("mcc", "in", [f"{4000 + 7 * n + level}" for n in range(20)]), ("channel", "!=", "PRESENT")]
-        yield [("terminal_id", "in", [f"{97 * n + level}" for n in range(30)]), ("count_24h", ">=", 5)]
-        yield [("weekend", "==", True), ("late_ms", "==", 0), ("sum_7d_minor", ">=", 300_000 * level)]
+def _conditions(levels: int) -> Iterator[str]:
+    for level in range(1, levels + 1):
+        yield f"count(card, 1h) >= {3 + level}"
+        yield f"sum(card, 1h) >= {400 * level} AND count(card, 1h) >= 2"
+        yield f"sum(card, 24h) >= {1_000 * level} AND count(card, 24h) >= {3 + level}"
+        yield f"amount >= {200 + 40 * level} AND hour < {1 + level % 20}"
+        yield f"count(card, 7d) >= {4 + level} AND amount >= {4 + level} * usual(card, 7d)"
+        yield f"since_previous < {level}m AND amount >= 150"
+        yield f"foreign AND amount >= {50 * level}"
+        yield f"mcc IN ({_quoted(4000 + 7 * n + level for n in range(20))}) AND channel != 'PRESENT'"
+        yield f"terminal_id IN ({_quoted(97 * n + level for n in range(30))}) AND count(card, 24h) >= 5"
+        yield f"weekend AND late < {level}s AND sum(card, 7d) >= {3_000 * level}"
+
+
+def _quoted(values: Iterator[int]) -> str:
+    return ", ".join(f"'{value}'" for value in values)

@@ -14,7 +14,6 @@ from infra.telemetry import metrics
 from schemas.declare import Pipeline, Pipelines
 
 ROOT = Path(__file__).parents[1]
-BEGIN = "<!-- generated: pipelines (make docs) -->"
 END = "<!-- end generated -->"
 
 
@@ -38,19 +37,21 @@ def documents(pipelines: Pipelines, root: Path = ROOT) -> list[Document]:
     """Every rendered page. Raises `DocumentError` where README.md lacks the place for its part."""
     readme = root / "README.md"
     return [
-        Document(readme, _between_marks(readme, "\n".join(_pipelines(pipelines)))),
+        between_marks(readme, "pipelines", "\n".join(_pipelines(pipelines))),
         Document(root / "docs" / "metrics.md", metrics.render_docs()),
         Document(root / "docs" / "settings.md", "\n".join(_settings()) + "\n"),
     ]
 
 
-def _between_marks(path: Path, part: str) -> str:
+def between_marks(path: Path, what: str, part: str) -> Document:
+    """The page with its generated part made anew. Raises `DocumentError` where it has no place for it."""
+    begin = f"<!-- generated: {what} (make docs) -->"
     text = path.read_text() if path.exists() else ""
-    before, begin, rest = text.partition(BEGIN)
+    before, found, rest = text.partition(begin)
     _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise DocumentError(f"{path.name} has no place for the pipelines; add the lines {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{part}\n{END}{after}"
+    if not found or not end:
+        raise DocumentError(f"{path.name} has no place for the {what}; add the lines {begin} and {END}")
+    return Document(path, f"{before}{begin}\n{part}\n{END}{after}")
 
 
 def _pipelines(pipelines: Pipelines) -> Iterator[str]:

@@ -30,6 +30,7 @@ ARROW_TYPES: dict[int, pa.DataType] = {
     700: pa.float32(),
     701: pa.float64(),
     1009: pa.list_(pa.string()),
+    1016: pa.list_(pa.int64()),
     1184: pa.timestamp("us", "UTC"),
 }
 """What a column's values are in Arrow, by the oid of its Postgres type."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Annotated
 
 import typer
@@ -13,12 +14,14 @@ app = typer.Typer()
 def docs(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 if a page is stale.")] = False,
 ) -> None:
-    """Render README's pipelines, docs/metrics.md and docs/settings.md anew."""
-    from infra.documents import ROOT, DocumentError, documents
+    """Render README's pipelines, docs/metrics.md, docs/settings.md and the words of docs/rules.md anew."""
+    from infra.documents import ROOT, DocumentError, between_marks, documents
+    from models.rules.vocabulary import words
     from schemas.pipelines import PIPELINES
 
     try:
-        stale = [page for page in documents(PIPELINES) if page.stale]
+        rules = between_marks(ROOT / "docs" / "rules.md", "words", "\n".join(_table(words())))
+        stale = [page for page in (*documents(PIPELINES), rules) if page.stale]
     except DocumentError as error:
         typer.echo(f"millrace: {error}", err=True)
         raise typer.Exit(1) from None
@@ -32,3 +35,10 @@ def docs(
             typer.echo(f"{name} is written")
     if check and stale:
         raise typer.Exit(1)
+
+
+def _table(words: Iterable[tuple[str, str, str]]) -> Iterator[str]:
+    yield "| word | is | meaning |"
+    yield "|---|---|---|"
+    for word, kind, about in words:
+        yield f"| `{word}` | {kind} | {about} |"

@@ -27,7 +27,7 @@ FRAUD_SCORING = Processor(
     sources=(CARD_TRANSACTIONS,),
     outputs=(CARD_DECISIONS,),
     stateful=True,
-    code_version=2,
+    code_version=3,
     # A card's windows and lateness reach back 8 days, and it is forgotten when it is idle for as long.
     memory_ms=17 * DAY_MS,
 )

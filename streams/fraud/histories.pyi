@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ class Inserted(NamedTuple):
     windows: Ints
     first: Ints
     known: dict[int, bytes]
+    named: Ints
 
 class Histories:
     def __init__(self, bounds: Bounds | None = None) -> None: ...
@@ -35,6 +36,7 @@ class Histories:
         cards: list[str],
         ids: list[str],
         merchants: list[str | None],
+        named_ms: Sequence[int] = ...,
     ) -> Inserted: ...
     def keep(self, answers: list[bytes | None]) -> None: ...
     def delta(self) -> bytes | None: ...

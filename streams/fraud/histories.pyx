@@ -66,11 +66,13 @@ class Inserted(NamedTuple):
     `windows`: int64 (rows, `WINDOWS`); zeros for a duplicate.
     `first`: int64 (rows,): the row itself where the transaction is new; an earlier row of this batch that it
     repeats; or -1, and `known[row]` is the answer that it got in an earlier batch.
+    `named`: int64 (rows, 3 * widths that were named): count, sum and maximum of each; zeros for a duplicate.
     """
 
     windows: object
     first: object
     known: dict
+    named: object
 
 
 cdef enum:
@@ -81,6 +83,8 @@ cdef enum:
     TALLIED = 128      # entries in a window from which on its merchants are tallied
     COMPACT_MIN = 16   # forgotten entries that are worth a move
     NONE = -1          # no card, no merchant
+    NAMED_MAX = 16     # widths that may be named with a batch
+    NAMED_COLUMNS = 3
 
 cdef int64_t NEVER = -(<int64_t> 1 << 62)
 
@@ -375,6 +379,8 @@ cdef class Histories:
     """
 
     cdef int64_t _widths[4]
+    cdef int64_t _named[NAMED_MAX]  # widths named with the batch in hand
+    cdef int32_t _named_total
     cdef int64_t _horizon_ms, _lateness_ms, _idle_ms
     cdef int32_t _cards_max
     # Cards: slots, linked in the order of the last record from `_oldest` to `_newest`; free ones by `after`.
@@ -412,6 +418,7 @@ cdef class Histories:
             raise ValueError(f"{bounds} bounds nothing; give a lateness from 0, idleness and cards above 0")
         for n in range(4):
             self._widths[n] = widths[n]
+        self._named_total = 0
         self._lateness_ms = bounds.lateness_ms
         self._horizon_ms = widths[3] + bounds.lateness_ms
         self._idle_ms = bounds.idle_ms
@@ -451,9 +458,12 @@ cdef class Histories:
     # The batch
 
     def insert(
-        self, at_ms, amount_minor, append_ms, list cards not None, list ids not None, list merchants not None
+        self, at_ms, amount_minor, append_ms, list cards not None, list ids not None, list merchants not None,
+        named_ms=(),
     ):
         """Put a batch's transactions in their places, in the order of the log; returns `Inserted`.
+
+        `named_ms`: widths of further windows, from 1 ms to the widest of the four, which are as exact.
 
         Columns of one length: event time, amount and append time as contiguous int64 (ms, minor units, ms);
         cards, ids (scoped by tenant) and merchants as str, None where the merchant is unknown. Every one is a
@@ -477,13 +487,24 @@ cdef class Histories:
                 merchants[i] is None or type(merchants[i]) is str
             ):
                 raise TypeError(f"row {i} has a card, id or merchant that is no str; decode it")
+        if len(named_ms) > NAMED_MAX or not all(0 < width <= self._widths[3] for width in named_ms):
+            raise ValueError(
+                f"windows {named_ms} ms wide cannot be named; name at most {NAMED_MAX} of 1 to {self._widths[3]} ms"
+            )
+        self._named_total = <int32_t> len(named_ms)
+        for i in range(self._named_total):
+            self._named[i] = named_ms[i]
         found = np.zeros((count, COLUMNS), dtype=np.int64)
+        # One column more, so that there always is one to point at.
+        named_found = np.zeros((count, NAMED_COLUMNS * self._named_total + 1), dtype=np.int64)
+        named_columns = named_found[:, : NAMED_COLUMNS * self._named_total]
         firsts = np.empty(count, dtype=np.int64)
         remembered = np.zeros(count, dtype=np.uint8)
         if count == 0:
             self._batch = ((), remembered, ())
-            return Inserted(found, firsts, {})
+            return Inserted(found, firsts, {}, named_columns)
         cdef int64_t[:, ::1] windows = found
+        cdef int64_t[:, ::1] named = named_found
         cdef int64_t[::1] first = firsts
         cdef unsigned char[::1] is_remembered = remembered
         cdef dict known = {}
@@ -497,7 +518,7 @@ cdef class Histories:
                 first[i] = i
                 is_remembered[i] = self._insert(
                     ats[i], amounts[i], appends[i], <str> cards[i], <str> ids[i], merchants[i],
-                    &windows[i, 0],
+                    &windows[i, 0], &named[i, 0],
                 )
                 if not is_remembered[i]:
                     del self._answers[ids[i]]
@@ -511,7 +532,7 @@ cdef class Histories:
             remembered,
             (np.array(ats), np.array(amounts), np.array(appends), list(cards), list(ids), list(merchants)),
         )
-        return Inserted(found, firsts, known)
+        return Inserted(found, firsts, known, named_columns)
 
     def keep(self, list answers not None):
         """Remember the answers to the batch: for each row the bytes that were sent, of a duplicate anything.
@@ -642,9 +663,10 @@ cdef class Histories:
 
     cdef bint _insert(
         self, int64_t at_ms, int64_t amount, int64_t append_ms, str key, str event_id, merchant,
-        int64_t* out,
+        int64_t* out, int64_t* named,
     ) except -1:
-        """Put a new transaction in its place, write its windows to `out` and forget what it makes old.
+        """Put a new transaction in its place, write its windows to `out` and `named` and forget what it makes
+        old.
 
         Returns whether it is remembered. (One that lies behind its card's watermark is not.)
         """
@@ -661,7 +683,7 @@ cdef class Histories:
             card = &self._cards[slot]
             newest_ms = card.entries[card.end - 1].at_ms
             if at_ms <= newest_ms - self._horizon_ms:
-                self._alone(amount, merchant, newest_ms - at_ms, out)
+                self._alone(amount, merchant, newest_ms - at_ms, out, named)
                 return False
             if slot != self._newest:
                 self._unlink(slot)
@@ -672,6 +694,7 @@ cdef class Histories:
         card.last_append_ms = self._newest_append_ms
         _put(card, place, at_ms, amount, event_id, self._merchant(merchant))
         self._windows(card, place, out)
+        self._named_windows(card, place, named)
         self._forget(card, _after(
             card.entries, card.entries[card.end - 1].at_ms - self._horizon_ms, card.start, card.end
         ))
@@ -683,8 +706,12 @@ cdef class Histories:
                 return True
             self._evict(self._oldest)
 
-    cdef void _alone(self, int64_t amount, merchant, int64_t late_ms, int64_t* out) noexcept:
+    cdef void _alone(self, int64_t amount, merchant, int64_t late_ms, int64_t* out, int64_t* named) noexcept:
         """The windows of a transaction that finds nothing."""
+        cdef int32_t n
+        for n in range(self._named_total):
+            named[NAMED_COLUMNS * n] = 1
+            named[NAMED_COLUMNS * n + 1] = named[NAMED_COLUMNS * n + 2] = amount
         out[0] = out[2] = out[4] = out[8] = 1
         out[1] = out[3] = out[5] = out[6] = out[9] = out[10] = amount
         out[7] = merchant is not None
@@ -723,6 +750,16 @@ cdef class Histories:
         out[12] = late_ms
         out[13] = late_ms <= self._lateness_ms and at_ms - self._widths[3] >= card.known_from_ms
         return 0
+
+    cdef void _named_windows(self, const Card* card, int32_t place, int64_t* named) noexcept:
+        """Write count, sum and maximum of the named windows of the transaction at `place`."""
+        cdef const Entry* entries = card.entries
+        cdef int32_t n, first
+        for n in range(self._named_total):
+            first = _after(entries, entries[place].at_ms - self._named[n], card.start, place)
+            named[NAMED_COLUMNS * n] = place + 1 - first
+            named[NAMED_COLUMNS * n + 1] = <int64_t> (entries[place].total - _total_before(card, first))
+            named[NAMED_COLUMNS * n + 2] = _largest(card, first, place + 1)
 
     cdef int64_t _distinct(self, Card* card, int32_t first, int32_t end) except -1:
         """How many merchants the entries [first, end) name."""
@@ -824,6 +861,7 @@ cdef class Histories:
         cdef Py_ssize_t i
         cdef int32_t slot
         if "applied" in content:
+            self._named_total = 0
             for at_bytes, amount_bytes, append_bytes, cards, ids, merchants, answers in content["applied"]:
                 ats = np.frombuffer(at_bytes, dtype="<i8")
                 amounts = np.frombuffer(amount_bytes, dtype="<i8")
@@ -832,7 +870,7 @@ cdef class Histories:
                     is_new = ids[i] not in self._answers
                     self._answers[ids[i]] = answers[i]
                     if not is_new or not self._insert(
-                        ats[i], amounts[i], appends[i], cards[i], ids[i], merchants[i], windows
+                        ats[i], amounts[i], appends[i], cards[i], ids[i], merchants[i], windows, NULL
                     ):
                         raise ValueError(
                             f"the delta's transaction {ids[i]!r} cannot be new here: chunks are missing or in"

@@ -4,6 +4,9 @@ risk     = 1 - (1 - model_risk) * product over fired rules of (1 - rule.score), 
 DECLINE    where a fired rule says so, or risk >= 0.95
 REVIEW     where a fired rule says so, or risk >= 0.75
 APPROVE    otherwise
+
+Rules in shadow, and canaries on cards outside their share, are told of (`shadow_rules`, `shadow_decision`)
+and change nothing. A rule that has used up its cap (`capped_rules`) asks for review instead.
 """
 
 from __future__ import annotations
@@ -19,13 +22,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.artifacts import load_artifact
-from models.fraud import NUMBERS, FraudModel, features
+from models.fraud import DAY_MS, NUMBERS, FraudModel, features
+from models.rules.batch import Bools, Columns
+from models.rules.conditions_v1 import columns_of_features
+from models.rules.ruleset import Fired, RuleSet, combined, load_rules
 from models.trees import Ints
 from schemas.fraud import CARD_DECISIONS, FRAUD_SCORING
 from streams.decide import ColumnRecords, Outcomes, Stretch, Versions
-from streams.fraud.histories import WINDOWS, Histories, Inserted
-from streams.fraud.rules import TEXTS as RULE_TEXTS
-from streams.fraud.rules import Bools, Rules, load_rules
+from streams.fraud.caps import Declines, FraudState, suppressed
+from streams.fraud.histories import WINDOWS, Inserted
 
 DECLINE_RISK = 0.95
 REVIEW_RISK = 0.75
@@ -54,7 +59,20 @@ CODES = (
     ("home_country", pc.ascii_is_alpha, 2),
     ("mcc", pc.ascii_is_decimal, 4),
 )
-NO_RULES = Rules(0, ())
+RULE_TEXTS = (
+    "tenant",
+    "card_id",
+    "currency",
+    "country",
+    "home_country",
+    "mcc",
+    "merchant_id",
+    "terminal_id",
+    "customer_id",
+    "channel",
+)
+NO_RULES = RuleSet(0, ())
+Floats = npt.NDArray[np.float64]
 
 
 def suspects(batch: pa.RecordBatch) -> Bools:
@@ -132,10 +150,10 @@ class FraudScoring:
     def __init__(self, object_store: Callable[[], Path]) -> None:
         self._object_store = object_store
 
-    def new_state(self) -> Histories:
-        return Histories()
+    def new_state(self) -> FraudState:
+        return FraudState()
 
-    def load_version(self, kind: str, version: int, body: Any) -> Rules | FraudModel:
+    def load_version(self, kind: str, version: int, body: Any) -> RuleSet | FraudModel:
         """Rules are checked, a model is read and its hash compared; raises RuleError, ArtifactError."""
         if kind == "rules":
             return load_rules(version, body)
@@ -145,7 +163,7 @@ class FraudScoring:
 
     def decide_columns(
         self,
-        stretches: Sequence[Stretch[Histories]],
+        stretches: Sequence[Stretch[FraudState]],
         records: ColumnRecords,
         versions: Versions,
         out: Outcomes,
@@ -153,14 +171,21 @@ class FraudScoring:
         stretches, records = _without_faults(stretches, records, out)
         if not len(records):
             return
-        found = place(stretches, records)
+        rules: RuleSet = versions.get("rules") or NO_RULES
+        found = place(stretches, records, [width_ms for _, width_ms in rules.named])
         first = found.first
         new = np.flatnonzero(first == np.arange(len(first)))
         answers: list[bytes | None] = [None] * len(records)
         if len(new):
             batch = records.batch if len(new) == len(records) else records.batch.take(pa.array(new))
-            rules: Rules = versions.get("rules") or NO_RULES
-            decided = _decisions(batch, found.windows[new], rules, versions.get("model"))
+            states = [
+                (stretch.state.declines, *np.searchsorted(new, (stretch.start, stretch.end)).tolist())
+                for stretch in stretches
+            ]
+            known = {name: found.windows[new, n] for n, name in enumerate(WINDOWS)}
+            decided = _decisions(
+                batch, known, _named(rules, found.named[new]), rules, versions.get("model"), states
+            )
             for row, value in zip(new.tolist(), out.encode(CARD_DECISIONS, decided), strict=True):
                 answers[row] = value
         for stretch in stretches:
@@ -172,8 +197,23 @@ class FraudScoring:
         out.emit_encoded(CARD_DECISIONS, [card for card, _ in sent], [answer for _, answer in sent])
 
 
-def place(stretches: Sequence[Stretch[Histories]], records: ColumnRecords) -> Inserted:
-    """Put transactions without faults in their cards' histories; `keep` their answers next."""
+NAMED_FUNCTIONS = ("count", "sum", "max")
+"""What the histories answer of each named window, in this order."""
+
+
+def _named(rules: RuleSet, found: Ints) -> Ints:
+    """The named windows of a version of the rules, in their order: int64 (rows, windows)."""
+    places = [3 * n + NAMED_FUNCTIONS.index(function) for n, (function, _) in enumerate(rules.named)]
+    return found[:, places]
+
+
+def place(
+    stretches: Sequence[Stretch[Any]], records: ColumnRecords, named_ms: Sequence[int] = ()
+) -> Inserted:
+    """Put transactions without faults in their cards' `Histories`; `keep` their answers next.
+
+    `named_ms`: widths of further windows, see `Histories.insert`.
+    """
     batch = records.batch
     tenants, cards, ids = (batch.column(n).to_pylist() for n in ("tenant", "card_id", "event_id"))
     cards = [_scoped(tenant, card) for tenant, card in zip(tenants, cards, strict=True)]
@@ -182,7 +222,13 @@ def place(stretches: Sequence[Stretch[Histories]], records: ColumnRecords) -> In
     at_ms, amounts = (batch.column(n).to_numpy() for n in ("occurred_at", "amount_minor"))
     parts = [
         stretch.state.insert(
-            at_ms[rows], amounts[rows], records.append_ms[rows], cards[rows], ids[rows], merchants[rows]
+            at_ms[rows],
+            amounts[rows],
+            records.append_ms[rows],
+            cards[rows],
+            ids[rows],
+            merchants[rows],
+            named_ms,
         )
         for stretch in stretches
         for rows in [stretch.rows]
@@ -194,12 +240,13 @@ def place(stretches: Sequence[Stretch[Histories]], records: ColumnRecords) -> In
             [np.where(p.first < 0, p.first, p.first + s) for p, s in zip(parts, starts, strict=True)]
         ),
         {row + s: answer for p, s in zip(parts, starts, strict=True) for row, answer in p.known.items()},
+        np.concatenate([part.named for part in parts]),
     )
 
 
 def _without_faults(
-    stretches: Sequence[Stretch[Histories]], records: ColumnRecords, out: Outcomes
-) -> tuple[Sequence[Stretch[Histories]], ColumnRecords]:
+    stretches: Sequence[Stretch[FraudState]], records: ColumnRecords, out: Outcomes
+) -> tuple[Sequence[Stretch[FraudState]], ColumnRecords]:
     bad = suspects(records.batch)
     for row in np.flatnonzero(bad).tolist():
         record = records.record(row)
@@ -237,63 +284,138 @@ def _repeat(records: ColumnRecords, found: Inserted, answers: list[bytes | None]
 
 
 def _decisions(
-    batch: pa.RecordBatch, windows: Ints, rules: Rules, model: FraudModel | None
+    batch: pa.RecordBatch,
+    known: Mapping[str, Ints],
+    named: Ints,
+    rules: RuleSet,
+    model: FraudModel | None,
+    states: Sequence[tuple[Declines, int, int]],
 ) -> pa.RecordBatch:
-    """The answers to new transactions, as CARD_DECISIONS has them. Element by element: see docs/adr/0031."""
+    """The answers to new transactions, as CARD_DECISIONS has them. Element by element: see docs/adr/0031.
+
+    `known`: their windows by name; `named`: those that the rules name (rows, windows). `states`: of each
+    partition its declines, and its rows from and to.
+    """
     count = len(batch)
-    known = {name: windows[:, n] for n, name in enumerate(WINDOWS)}
     numbers = {n: known[n] if n in known else batch.column(n).to_numpy() for n in NUMBERS}
-    texts = {name: batch.column(name) for name in RULE_TEXTS}
-    found = features(numbers, texts)
+    found = features(numbers, {name: batch.column(name) for name in RULE_TEXTS})
     scores = None if model is None else model.scores(found)
     model_risk = np.zeros(count) if scores is None else scores.risk
-    fired = rules.fired({**found, **texts, "late_ms": known["late_ms"]})
-    safe = 1.0 - model_risk
-    declined, reviewed = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
-    reasons: list[list[str]] = [[] for _ in range(count)]
-    ids: list[list[str]] = [[] for _ in range(count)]
-    for rule, fires in fired:
-        safe = np.where(fires, safe * (1.0 - rule.score), safe)
-        (declined if rule.action == "decline" else reviewed)[fires] = True
-        for row in np.flatnonzero(fires).tolist():
-            reasons[row].append(rule.reason)
-            ids[row].append(rule.id)
-    chance = None
-    if scores is not None:
-        chance = scores.chance
-        _explain(reasons, scores.rarity, RARITY_REASONS)
-        if chance is not None:
-            _explain(reasons, chance, CHANCE_REASONS)
-    risk = np.rint(np.clip(1.0 - safe, 0.0, 1.0) * 10_000) / 10_000
-    decision = np.where(
-        declined | (risk >= DECLINE_RISK),
-        "DECLINE",
-        np.where(reviewed | (risk >= REVIEW_RISK), "REVIEW", "APPROVE"),
+    chance = None if scores is None else scores.chance
+    columns = Columns(
+        numbers["occurred_at"],
+        {
+            **known,
+            **dict(zip(rules.windows, named.T, strict=True)),
+            **dict(columns_of_features({**found, "late_ms": known["late_ms"]})),
+            "amount_minor": numbers["amount_minor"],
+            "model_risk": model_risk,
+            **({} if chance is None else {"fraud_chance": chance}),
+        },
+        {name: batch.column(name) for name in RULE_TEXTS},
+        {"windows_complete": known["windows_complete"] == 1},
     )
-    columns = {
+    fired = rules.fired(columns)
+    capped = _capped(rules, fired, model_risk, numbers["occurred_at"] // DAY_MS, states)
+    in_effect = [
+        (rule, where & ~capped[rule.key] if rule.key in capped else where) for rule, where in fired.decides
+    ]
+    risk, declined, reviewed = combined(model_risk, in_effect)
+    for where in capped.values():
+        reviewed |= where
+    said = [(rule.meaning.reason, where) for rule, where in fired.decides]
+    if scores is not None:
+        said += _explained(scores.rarity, RARITY_REASONS)
+    if chance is not None:
+        said += _explained(chance, CHANCE_REASONS)
+    decision = _decided(risk, declined, reviewed)
+    values = {
         **{name: batch.column(name) for name in batch.schema.names},
         **known,
         "since_previous_ms": pa.array(known["since_previous_ms"], mask=known["since_previous_ms"] < 0),
         "windows_complete": known["windows_complete"] == 1,
+        "rule_windows": _lists(named),
         "fraud_chance": pa.nulls(count, pa.float64()) if chance is None else chance,
         "model_risk": model_risk,
         "risk": risk,
         "decision": pa.array(decision, type=pa.string()),
-        "reasons": pa.array(reasons, type=pa.list_(pa.string())),
-        "fired_rules": pa.array(ids, type=pa.list_(pa.string())),
+        "reasons": _by_row(count, said),
+        "fired_rules": _by_row(count, [(rule.key, where) for rule, where in fired.decides]),
+        "capped_rules": _by_row(count, list(capped.items())),
+        "shadow_rules": _by_row(count, [(rule.key, where) for rule, where in fired.shadow]),
+        "shadow_decision": _shadow_decision(rules, fired, model_risk, decision),
         "rules_version": np.full(count, rules.version, dtype=np.int32),
         "model_version": np.full(count, 0 if model is None else model.version, dtype=np.int32),
         "code_version": np.full(count, FRAUD_SCORING.code_version, dtype=np.int32),
     }
-    return pa.RecordBatch.from_pydict({name: columns[name] for name in CARD_DECISIONS.fields})
+    return pa.RecordBatch.from_pydict({name: values[name] for name in CARD_DECISIONS.fields})
 
 
-def _explain(
-    reasons: list[list[str]], values: npt.NDArray[np.float64], levels: Sequence[tuple[float, str]]
-) -> None:
-    """Add the reason of the highest level that a row's value reaches."""
-    for row in np.flatnonzero(values >= levels[-1][0]).tolist():
-        reasons[row].append(next(reason for level, reason in levels if values[row] >= level))
+def _decided(risk: Floats, declined: Bools, reviewed: Bools) -> npt.NDArray[np.str_]:
+    return np.where(
+        declined | (risk >= DECLINE_RISK),
+        "DECLINE",
+        np.where(reviewed | (risk >= REVIEW_RISK), "REVIEW", "APPROVE"),
+    )
+
+
+def _capped(
+    rules: RuleSet,
+    fired: Fired,
+    model_risk: Floats,
+    days: Ints,
+    states: Sequence[tuple[Declines, int, int]],
+) -> dict[str, Bools]:
+    """Where a rule has used up its cap, by its key; counts the transactions while any rule has one."""
+    if all(rule.cap is None for rule in rules.rules):
+        return {}
+    risk, declined, _ = combined(model_risk, fired.decides)
+    else_risk, else_declined, _ = combined(model_risk, [f for f in fired.decides if f[0].cap is None])
+    blamed = (declined | (risk >= DECLINE_RISK)) & ~(else_declined | (else_risk >= DECLINE_RISK))
+    return suppressed(fired.decides, blamed, days, states)
+
+
+def _shadow_decision(
+    rules: RuleSet, fired: Fired, model_risk: Floats, decision: npt.NDArray[np.str_]
+) -> pa.Array:
+    """The decision were all rules in shadow and canary active, where one of them has something to say."""
+    count = len(decision)
+    if not rules.is_tried:
+        return pa.nulls(count, pa.string())
+    would = _decided(*combined(model_risk, fired.would))
+    speaks = would != decision
+    for _, where in fired.shadow:
+        speaks |= where
+    return pa.array(would, type=pa.string(), mask=~speaks)
+
+
+def _explained(values: Floats, levels: Sequence[tuple[float, str]]) -> list[tuple[str, Bools]]:
+    """The reason of the highest level that a row's value reaches, and where."""
+    found = []
+    below = np.inf
+    for level, reason in levels:
+        found.append((reason, (values >= level) & (values < below)))
+        below = level
+    return found
+
+
+def _by_row(count: int, said: Sequence[tuple[str, Bools]]) -> pa.ListArray:
+    """For each row the texts that are said of it, in their order."""
+    where = [np.flatnonzero(rows) for _, rows in said]
+    rows = np.concatenate([np.empty(0, dtype=np.int64), *where])
+    texts = np.repeat(np.arange(len(said)), [len(w) for w in where])
+    order = np.argsort(rows, kind="stable")
+    offsets = np.zeros(count + 1, dtype=np.int32)
+    np.cumsum(np.bincount(rows, minlength=count), out=offsets[1:])
+    values = pa.array([text for text, _ in said], pa.string()).take(pa.array(texts[order]))
+    return pa.ListArray.from_arrays(pa.array(offsets), values)
+
+
+def _lists(values: Ints) -> pa.ListArray:
+    """Each row's numbers as a list."""
+    count, width = values.shape
+    offsets = np.arange(count + 1, dtype=np.int32) * width
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.ravel()))
 
 
 def _scoped(tenant: str, name: str) -> str:

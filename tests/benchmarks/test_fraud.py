@@ -11,8 +11,8 @@ from benchmarks.fraud import RISKS, Checker, Fields, card_transactions, rows_of
 from benchmarks.rules import fifty
 from benchmarks.transactions import Transactions
 from infra.columns import arrow_schema
+from models.rules.ruleset import load_rules
 from schemas.fraud import CARD_TRANSACTIONS
-from streams.fraud.rules import load_rules
 from streams.fraud.scoring import suspects
 
 DATA = Transactions(20_000)
@@ -57,7 +57,7 @@ def test_there_are_fifty_rules_and_production_takes_them() -> None:
     """Rules of a version that cannot be loaded would leave the benchmark without any."""
     loaded = load_rules(1, fifty())
     assert len(loaded.rules) == 50
-    assert {rule.action for rule in loaded.rules} == {"review", "decline"}
+    assert {rule.meaning.action for rule in loaded.rules} == {"review", "decline"}
 
 
 def test_all_windows_that_decisions_have_are_compared() -> None:

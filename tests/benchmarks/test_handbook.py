@@ -13,7 +13,7 @@ from benchmarks import rules
 from benchmarks.handbook import Expected, first_rows, generate, weighted
 from infra.postgres import Connection, connect
 from infra.settings import Settings
-from streams.fraud.rules import load_rules
+from models.rules.ruleset import load_rules
 
 ROWS = 3_000
 VERSIONS = {"rules": 2, "model": 1}

@@ -256,9 +256,9 @@ MUTANTS = (
     ),
     Mutant(
         "decisions that know no batches",
-        "streams/fraud/scoring.py",
+        "models/rules/ruleset.py",
         "safe = 1.0 - model_risk\n",
-        "safe = 1.0 - model_risk if count < 100 else 0.9 - model_risk\n",
+        "safe = 1.0 - model_risk if len(model_risk) < 100 else 0.9 - model_risk\n",
         f"{CONTRACTS}::test_answers_and_state_do_not_depend_on_batches_nor_on_restarts[fraud]",
     ),
     Mutant(

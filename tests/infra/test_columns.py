@@ -148,7 +148,7 @@ def test_null_inside_a_list_is_refused(known: Codec) -> None:
         "risk": 0.0,
         "windows_complete": True,
         "reasons": [None],
-        "fired_rules": [],
+        **{name: [] for name in ("fired_rules", "capped_rules", "shadow_rules", "rule_windows")},
         **dict.fromkeys(("customer_id", "merchant_id", "terminal_id", "country", "home_country", "mcc")),
     }
     with pytest.raises(Unencodable, match="reasons"):

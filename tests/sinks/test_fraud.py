@@ -13,11 +13,11 @@ from psycopg import sql
 from infra import versions
 from infra.postgres import Connection, connect
 from infra.settings import Settings
+from models.rules.ruleset import RuleSet
 from schemas.fraud import CARD_DECISIONS, CARD_LEDGER
 from sinks.fraud import ROWS
 from sinks.rows import from_ms
 from streams.fraud import PROCESSORS
-from streams.fraud.rules import Rules
 
 DECISION: dict[str, Any] = json.loads(
     (CARD_DECISIONS.schema_path.parent / "examples" / "card-decisions.json").read_text()
@@ -138,6 +138,11 @@ def test_views_count_what_the_ledger_holds(connection: Connection) -> None:
     assert connection.execute(
         "SELECT decision, transactions, late FROM decisions_daily ORDER BY 1"
     ).fetchall() == [("APPROVE", 1, 0), ("DECLINE", 2, 2), ("REVIEW", 1, 1)]
+    store(connection, event_id="v4", decision="APPROVE", shadow_rules=["n@2"], shadow_decision="DECLINE")
+    assert connection.execute(
+        "SELECT rule_id, decision, shadow_decision, transactions, amount_minor FROM shadows_by_rule"
+        " WHERE rule_id = 'n@2' AND decision = 'APPROVE'"
+    ).fetchall() == [("n@2", "APPROVE", "DECLINE", 1, 1999)]
 
 
 def test_analysts_find_every_column_described(connection: Connection) -> None:
@@ -147,13 +152,24 @@ def test_analysts_find_every_column_described(connection: Connection) -> None:
         " AND NOT attisdropped AND col_description(attrelid, attnum) IS NULL"
     ).fetchall()
     assert undescribed == []
-    for name in ("card_ledger", "card_activity_daily", "decisions_by_rule", "decisions_daily"):
+    for name in (
+        "card_ledger",
+        "card_activity_daily",
+        "decisions_by_rule",
+        "decisions_daily",
+        "shadows_by_rule",
+    ):
         assert connection.execute("SELECT obj_description(%s::regclass)", (name,)).fetchone() != (None,)
 
 
 def test_the_database_brings_the_first_rules(connection: Connection) -> None:
-    """The migration publishes rules that the processor loads."""
+    """The migrations publish rules that the processor loads, the same in the language as before."""
     latest = versions.latest(connection, "fraud", ["rules"])["rules"]
     logic = PROCESSORS["fraud-scoring"]()
-    rules = logic.load_version("rules", latest, versions.body(connection, "fraud", "rules", latest))
-    assert isinstance(rules, Rules) and rules.version == latest and len(rules.rules) >= 6
+    rules, before = (
+        logic.load_version("rules", n, versions.body(connection, "fraud", "rules", n)) for n in (latest, 1)
+    )
+    assert isinstance(rules, RuleSet) and rules.version == latest == 2 and len(rules.rules) >= 6
+    assert [(r.id, r.meaning.action, r.meaning.score) for r in rules.rules] == [
+        (r.id, r.meaning.action, r.meaning.score) for r in before.rules
+    ]

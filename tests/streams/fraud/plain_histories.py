@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import insort_right
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from streams.fraud.histories import Bounds
@@ -36,10 +37,14 @@ class Card:
 
 
 class PlainHistories:
-    """`insert` answers with the windows of a new transaction, None where its id is remembered."""
+    """`insert` answers with the windows of a new transaction, None where its id is remembered.
 
-    def __init__(self, bounds: Bounds) -> None:
+    Behind them come count, sum and maximum of each window in `named_ms`.
+    """
+
+    def __init__(self, bounds: Bounds, named_ms: Sequence[int] = ()) -> None:
         self.bounds = bounds
+        self.named_ms = named_ms
         self.cards: OrderedDict[str, Card] = OrderedDict()
         self.answers: dict[str, bytes] = {}
         self.swept_through_ms = NEVER
@@ -55,7 +60,7 @@ class PlainHistories:
         elif use.at_ms <= card.uses[-1].at_ms - horizon_ms:
             alone = Card(NEVER, uses=[use])
             windows = self.windows(alone, 0)
-            windows[-2:] = [card.uses[-1].at_ms - use.at_ms, 0]
+            windows[12:14] = [card.uses[-1].at_ms - use.at_ms, 0]
             return windows
         else:
             self.cards.move_to_end(use.card)
@@ -86,6 +91,10 @@ class PlainHistories:
         ]
         ten, hour, day, week = inside
         late_ms = card.uses[-1].at_ms - at_ms
+        named = []
+        for width_ms in self.named_ms:
+            amounts = [use.amount for use in card.uses[: place + 1] if use.at_ms > at_ms - width_ms]
+            named += [len(amounts), sum(amounts), max(amounts)]
         return [
             len(ten),
             sum(use.amount for use in ten),
@@ -103,4 +112,5 @@ class PlainHistories:
             int(
                 late_ms <= self.bounds.lateness_ms and at_ms - self.bounds.widths_ms[3] >= card.known_from_ms
             ),
+            *named,
         ]

@@ -26,7 +26,7 @@ def answer_to(use: Use, row: int) -> bytes:
     return f"{use.id} at {use.at_ms}, row {row}".encode()
 
 
-def insert(state: Histories, uses: Sequence[Use]) -> Inserted:
+def insert(state: Histories, uses: Sequence[Use], named_ms: Sequence[int] = ()) -> Inserted:
     return state.insert(
         np.array([use.at_ms for use in uses], dtype=np.int64),
         np.array([use.amount for use in uses], dtype=np.int64),
@@ -34,6 +34,7 @@ def insert(state: Histories, uses: Sequence[Use]) -> Inserted:
         [use.card for use in uses],
         [use.id for use in uses],
         [use.merchant for use in uses],
+        named_ms,
     )
 
 
@@ -130,6 +131,30 @@ def test_windows_and_answers_are_exact(uses: list[Use], bounds: Bounds) -> None:
     assert state.merchants_total == len(
         {use.merchant for card in plain.cards.values() for use in card.uses} - {None}
     )
+
+
+@given(logs(), bounds | st.just(SMALL), st.data())
+@settings(max_examples=200)
+def test_named_windows_are_as_exact(uses: list[Use], bounds: Bounds, data: st.DataObject) -> None:
+    """Windows of any width up to the widest, named with a batch, are those of plain histories."""
+    named = tuple(data.draw(st.lists(st.integers(1, bounds.widths_ms[3]), max_size=4)))
+    state, plain = Histories(bounds), PlainHistories(bounds, named)
+    for start in range(0, len(uses), 7):
+        some = uses[start : start + 7]
+        inserted = insert(state, some, named)
+        for row, use in enumerate(some):
+            expected = plain.insert(use, b"")
+            found = [*inserted.windows[row].tolist(), *inserted.named[row].tolist()]
+            assert found == ([0] * (len(WINDOWS) + 3 * len(named)) if expected is None else expected)
+        state.keep([b"" for _ in some])
+
+
+@pytest.mark.parametrize("named", [(0,), (16,), (1,) * 17])
+def test_windows_that_cannot_be_named_are_refused(named: tuple[int, ...]) -> None:
+    """Wider than the state reaches, or more than there is room for."""
+    use = Use(1, 1, 1, "a", "e", None)
+    with pytest.raises(ValueError, match="cannot be named"):
+        insert(Histories(SMALL), [use], named)
 
 
 @given(logs(), bounds | st.just(SMALL))

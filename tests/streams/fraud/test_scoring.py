@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,12 +20,13 @@ from hypothesis import strategies as st
 
 from infra.codec import without_logical_types
 from infra.columns import arrow_schema
+from infra.postgres import MIGRATIONS
 from models.fraud import FEATURES, FraudModel, features_of, train
+from models.rules.ruleset import RuleSet, body_of, load_rules
 from schemas.declare import Topic
 from schemas.fraud import CARD_DECISIONS, CARD_TRANSACTIONS
 from streams.decide import ColumnLogic, Event, Outcomes, Record, decide_together
 from streams.fraud.history import DAY_MS, HORIZON_MS, HOUR_MS, IDLE_MS, LATENESS_MS, WINDOWS_MS
-from streams.fraud.rules import load_rules
 from streams.fraud.scoring import CHANCE_REASONS, RARITY_REASONS, FraudScoring
 from tests.streams.columns import columns_of
 
@@ -295,12 +299,13 @@ def test_windows_are_exact(records: list[Record]) -> None:
 def test_a_restored_state_goes_on_the_same(records: list[Record], data: st.DataObject) -> None:
     """A processor restored from snapshot and deltas, at any cut, answers like one that never stopped."""
     cuts = sorted(data.draw(st.sets(st.integers(0, len(records)), min_size=1, max_size=4)))
+    versions = {"rules": data.draw(st.sampled_from([RULES, TRIED]))}
     logic, state = scoring(), scoring().new_state()
     played = Played()
     chunks: list[bytes] = []
     for start, end in zip([0, *cuts], [*cuts, len(records)], strict=True):
         some = columns_of(records[start:end], TRANSACTIONS)
-        decide_together(logic, [(state, some)], {"rules": RULES}, played.out)
+        decide_together(logic, [(state, some)], versions, played.out)
         delta = state.delta()
         if delta is not None:
             chunks.append(delta)
@@ -311,7 +316,7 @@ def test_a_restored_state_goes_on_the_same(records: list[Record], data: st.DataO
         for chunk in chunks:
             state.load(chunk)
         assert state.delta() is None
-    assert bytes(played) == bytes(run(records))
+    assert bytes(played) == bytes(run(records, versions=versions))
 
 
 @pytest.fixture(scope="module")
@@ -333,14 +338,35 @@ def model() -> FraudModel:
     return FraudModel.of(3, train([{**e, "is_fraud": e["amount_minor"] > 4_000} for e in decided]))
 
 
+TRIED = load_rules(
+    8,
+    body_of(
+        {
+            "velocity@1": "WHEN count(card, 1h) >= 3 THEN review SCORE +0.5 REASON 'three within an hour'",
+            "velocity@2": "WHEN count(card, 2h) >= 2 THEN decline SCORE +0.5 REASON 'two within two hours'",
+            "spent": "WHEN sum(card, 90m) > 4 * usual(card, 7d) THEN review SCORE +0.2 REASON 'unusual'",
+            "abroad": "WHEN foreign AND amount > 5 THEN decline SCORE +0.7 REASON 'a high amount abroad'",
+        },
+        stages={
+            "velocity@2": {"stage": "canary", "share": 0.5, "cap": 0.1},
+            "spent": {"stage": "shadow"},
+            "abroad": {"cap": 0.0},
+        },
+        windows=["sum(card, 90m)", "count(card, 2h)"],
+    ),
+)
+"""Rules of every stage, with caps and named windows."""
+
+
 @given(logs())
 @settings(max_examples=40, deadline=None)
 def test_decisions_do_not_depend_on_batches(model: FraudModel, records: list[Record]) -> None:
-    """The same log in batches of 1, 2, 7 and 512 gives the same bytes, with rules and model in force."""
-    versions = {"rules": RULES, "model": model}
-    whole = bytes(run(records, 512, versions))
-    for batch in (1, 2, 7):
-        assert bytes(run(records, batch, versions)) == whole
+    """The same log in batches of 1, 2, 7 and 512 gives the same bytes, with all stages and a model."""
+    for rules in (RULES, TRIED):
+        versions = {"rules": rules, "model": model}
+        whole = bytes(run(records, 512, versions))
+        for batch in (1, 2, 7):
+            assert bytes(run(records, batch, versions)) == whole
 
 
 def test_a_long_log_does_not_depend_on_batches(model: FraudModel) -> None:
@@ -359,7 +385,7 @@ def test_a_long_log_does_not_depend_on_batches(model: FraudModel) -> None:
     seen = set()
     for batch in (1, 2, 7, 512):
         state = scoring().new_state()
-        out = run(records, batch, {"rules": RULES, "model": model}, state)
+        out = run(records, batch, {"rules": TRIED, "model": model}, state)
         seen.add((bytes(out), b"".join(state.snapshot())))
     assert len(seen) == 1
     assert len({e["model_risk"] for e in run(records, 512, {"model": model}).emitted}) > 20
@@ -377,6 +403,162 @@ def test_risk_combines_rules_and_model(model: FraudModel) -> None:
     assert both["risk"] == round(1 - (1 - both["model_risk"]) * (1 - 0.7), 4)
     neither = run(log_of([event]), versions={"rules": None}).emitted[0]
     assert (neither["risk"], neither["decision"], neither["rules_version"]) == (0.0, "APPROVE", 0)
+
+
+def tried(text: str, **stage: Any) -> RuleSet:
+    """A rule of this stage beside one that is active."""
+    texts = {"active": "WHEN amount >= 3 THEN review REASON 'three'", "new": text}
+    return load_rules(5, body_of(texts, stages={"new": stage}, windows=["count(card, 2h)", "max(card, 30m)"]))
+
+
+DECLINING = "WHEN amount >= 5 THEN decline SCORE +0.4 REASON 'five'"
+
+
+def test_a_shadow_is_told_of_and_changes_nothing() -> None:
+    """A decision says what a rule in shadow would have made of it, and is the decision without that rule."""
+    events = [transaction(f"e{n}", T0 + n, amount=100 * n) for n in range(7)]
+    with_shadow = run(log_of(events), versions={"rules": tried(DECLINING, stage="shadow")}).emitted
+    plain = run(log_of(events), versions={"rules": tried(DECLINING.replace("5 THEN", "500000 THEN"))}).emitted
+    told = ("shadow_rules", "shadow_decision")
+    for one, other in zip(with_shadow, plain, strict=True):
+        assert {k: v for k, v in one.items() if k not in told} == {
+            k: v for k, v in other.items() if k not in told
+        }
+    assert [(e["decision"], e["shadow_decision"], e["shadow_rules"]) for e in with_shadow[4:6]] == [
+        ("REVIEW", None, []),
+        ("REVIEW", "DECLINE", ["new@1"]),
+    ]
+
+
+def test_a_canary_decides_on_its_cards_alone() -> None:
+    """On some cards the rule declines, on all others it is told of, and a card stays where it is."""
+    rules = tried(DECLINING, stage="canary", share=0.3)
+    events = [transaction(f"e{n}", T0 + n, f"c{n % 100}", amount=500) for n in range(200)]
+    decided = run(log_of(events), 64, {"rules": rules}).emitted
+    declined = {e["card_id"] for e in decided if e["decision"] == "DECLINE"}
+    assert 15 <= len(declined) <= 45
+    for e in decided:
+        expected = (["active@1", "new@1"], []) if e["card_id"] in declined else (["active@1"], ["new@1"])
+        assert (e["fired_rules"], e["shadow_rules"]) == expected
+        assert (e["shadow_decision"] is None) == (e["card_id"] in declined)
+
+
+def test_a_cap_holds() -> None:
+    """Beyond its share of a day's transactions a rule asks for review, says so, and adds no score."""
+    rules = tried(DECLINING, cap=0.25)
+    events = [
+        transaction(f"e{n}", T0 + (n >= 100) * DAY_MS, f"c{n}", amount=500 if n % 2 else 300)
+        for n in range(140)
+    ]
+    decided = run(log_of(events), 32, {"rules": rules}).emitted
+    first, second = decided[:100], decided[100:]
+    for day, allowed in ((first, 25), (second, 10)):
+        declined = [n for n, e in enumerate(day) if e["decision"] == "DECLINE"]
+        assert len(declined) == allowed
+        for e in day:
+            is_capped = e["amount_minor"] == 500 and e["decision"] != "DECLINE"
+            assert e["capped_rules"] == (["new@1"] if is_capped else [])
+            if is_capped:
+                assert (e["decision"], e["risk"], e["fired_rules"]) == ("REVIEW", 0.0, ["active@1", "new@1"])
+    without = run(log_of(events), 32, {"rules": tried(DECLINING)}).emitted
+    assert sum(e["decision"] == "DECLINE" for e in without) == 70
+
+
+def test_a_cap_does_not_touch_what_others_decline() -> None:
+    """What an older rule declines anyway uses up no cap, and stays declined."""
+    texts = {"old": DECLINING, "new": DECLINING.replace("5 THEN", "4 THEN")}
+    rules = load_rules(5, body_of(texts, stages={"new": {"cap": 0.0}}))
+    events = [transaction(f"e{n}", T0, f"c{n}", amount=500) for n in range(30)]
+    decided = run(log_of(events), 30, {"rules": rules}).emitted
+    assert {(e["decision"], *e["fired_rules"], *e["capped_rules"]) for e in decided} == {
+        ("DECLINE", "old@1", "new@1")
+    }
+
+
+def test_each_partition_has_a_cap_of_its_own() -> None:
+    """Partitions that are decided together answer as each does alone."""
+    rules = tried(DECLINING, cap=0.3)
+    logs_ = [
+        log_of(transaction(f"{p}-{n}", T0 + n * DAY_MS // 20, f"{p}-{n}", amount=500) for n in range(60))
+        for p in "ab"
+    ]
+    together, logic = Played(), scoring()
+    parts = [(logic.new_state(), columns_of(log, TRANSACTIONS)) for log in logs_]
+    decide_together(logic, parts, {"rules": rules}, together.out)
+    alone = [e for log in logs_ for e in run(log, 7, {"rules": rules}).emitted]
+    assert together.emitted == alone
+    assert 20 < sum(e["decision"] == "DECLINE" for e in alone) < 100
+
+
+def test_a_replay_decides_by_what_was_in_force_where() -> None:
+    """Versions that follow one another within a log give the same bytes, however it is cut and restarted."""
+    rng = Random(2)
+    records = log_of(
+        transaction(f"e{n}", T0 + n * 600_000, f"c{rng.randrange(9)}", rng.randrange(1000), country="FR")
+        for n in range(400)
+    )
+    stages = [{"stage": "shadow"}, {"stage": "canary", "share": 0.4, "cap": 0.05}, {"cap": 0.05}, {}]
+    borders = [0, 100, 200, 300, 400]
+    seen, decisions = set(), []
+    for batch in (1, 7, 512):
+        logic, played = scoring(), Played()
+        state = logic.new_state()
+        for stage, (start, end) in zip(stages, pairwise(borders), strict=True):
+            for at in range(start, end, batch):
+                some = columns_of(records[at : min(at + batch, end)], TRANSACTIONS)
+                rules = tried(DECLINING, **stage)
+                decide_together(logic, [(state, some)], {"rules": rules}, played.out)
+            chunks = [*state.snapshot()]
+            state.delta()
+            state = logic.new_state()
+            for chunk in chunks:
+                state.load(chunk)
+        seen.add(bytes(played))
+        decisions = played.emitted
+    assert len(seen) == 1
+    for name, among in (("shadow_rules", decisions[:200]), ("capped_rules", decisions[100:300])):
+        assert any(e[name] for e in among), name
+
+
+def test_windows_that_rules_name_are_kept_with_the_decision() -> None:
+    """In the order of the version, exact, and read by its rules."""
+    rules = tried("WHEN count(card, 2h) >= 2 AND max(card, 30m) < 4 THEN review REASON 'r'")
+    events = [transaction(f"e{n}", T0 + n * HOUR_MS, amount=100 * n) for n in range(1, 7)]
+    decided = run(log_of(events), 4, {"rules": rules}).emitted
+    assert [e["rule_windows"] for e in decided] == [[min(n, 2), 100 * n] for n in range(1, 7)]
+    assert [e["fired_rules"] for e in decided][:4] == [[], ["new@1"], ["active@1", "new@1"], ["active@1"]]
+
+
+def test_old_versions_and_the_language_decide_alike() -> None:
+    """The first rules, written in the language, decide as their older form did in EUR."""
+    text = (Path(MIGRATIONS) / "0010_fraud.sql").read_text()
+    old = load_rules(1, json.loads(text.split("$rules$")[1]))
+    found = re.findall(
+        r"\((\d), '([a-z0-9-]+)', '[^']*',\s+\$\$(.*?)\$\$", (Path(MIGRATIONS) / "0070_rules.sql").read_text()
+    )
+    risky = [[mcc, None] for mcc in ("4829", "6051", "6211", "7995", "5967")]
+    new = load_rules(2, body_of({id_: rule for _, id_, rule in found}, lists={"risky": risky}))
+    assert [rule.id for rule in new.rules] == [rule.id for rule in old.rules] and len(new.rules) == 7
+    rng = Random(3)
+    events = [
+        transaction(
+            f"e{n}",
+            T0 + n * 20_000 * rng.choice([1, 1, 30]),
+            f"c{rng.randrange(12)}",
+            int(rng.lognormvariate(8, 1.5)),
+            country=rng.choice([None, "IE", "FR"]),
+            mcc=rng.choice([None, "4829", "5411"]),
+            channel=rng.choice(["ONLINE", "PRESENT"]),
+        )
+        for n in range(3000)
+    ]
+    decided = [run(log_of(events), 512, {"rules": rules}).emitted for rules in (old, new)]
+    fired = set()
+    for before, after in zip(*decided, strict=True):
+        assert [id_.partition("@")[0] for id_ in after["fired_rules"]] == before["fired_rules"]
+        assert (before["risk"], before["decision"]) == (after["risk"], after["decision"])
+        fired |= set(before["fired_rules"])
+    assert len(fired) == 7
 
 
 def test_an_unusual_transaction_is_riskier(model: FraudModel) -> None:

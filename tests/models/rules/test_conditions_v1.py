@@ -1,4 +1,4 @@
-"""Rules are checked when they are loaded, and errors say what to change."""
+"""Rules from before the language are checked as ever, and mean what they meant."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ import pyarrow as pa
 import pytest
 
 from infra.postgres import MIGRATIONS
-from streams.fraud.rules import TEXTS, RuleError, Rules, load_rules
+from models.rules.batch import Columns
+from models.rules.conditions_v1 import FEATURE, TEXTS
+from models.rules.problem import RuleError
+from models.rules.ruleset import RuleSet, load_rules
 
 RULE = {
     "id": "r",
@@ -31,7 +34,7 @@ def condition(feature: str, op: str, value: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({}, "the body is an object with nothing; make it a list of rules"),
+        ({}, "the body is not one that `millrace rules` publishes"),
         ([3], "rule 1 is 3; make it an object"),
         ([{k: v for k, v in RULE.items() if k != "score"}], "rule 1 lacks 'score'; give it one"),
         ([RULE | {"points": 3}], "has 'points', which means nothing; use action,"),
@@ -57,14 +60,19 @@ def test_wrong_rules_are_refused_readably(body: Any, message: str) -> None:
     assert str(error.value).startswith("rules version 4")
 
 
-def fired(rules: Rules, facts: dict[str, Any]) -> list[str]:
+def fired(rules: RuleSet, facts: dict[str, Any]) -> list[str]:
     """Ids of the rules that fire on one row; the unknown rows beside it fire none."""
-    columns = {
-        name: pa.array([None, value, None], type=pa.string()) if name in TEXTS else np.array([-1, value, -1])
+    texts = {
+        name: pa.array([None, value, None], type=pa.string())
         for name, value in facts.items()
+        if name in TEXTS
     }
-    found = rules.fired(columns)
-    return [rule.id for rule, rows in found if rows[1]]
+    numbers = {
+        FEATURE + name: np.array([-1, value, -1]) for name, value in facts.items() if name not in TEXTS
+    }
+    found = rules.fired(Columns(np.zeros(3, np.int64), numbers, texts, {}))
+    assert found.shadow == [] and found.would == found.decides
+    return [rule.key for rule, rows in found.decides if rows[1]]
 
 
 @pytest.mark.parametrize(
