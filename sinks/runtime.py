@@ -21,6 +21,8 @@ from sinks.writer import Transient, Writer
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
+GATHERING = {"fetch.min.bytes": 131_072, "fetch.wait.max.ms": 100}
+"""What comes within this time is fetched at once and stored by one transaction: each waits for the disk."""
 BACKOFF_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
 OBSERVE_SECONDS = 1.0
 
@@ -57,6 +59,7 @@ class Sink:
             claim=self.writer.claim,
             release=self.writer.release,
             instance_id=f"{pipeline.sink_name}-{instance}",
+            **GATHERING,
         )
 
     def run(self) -> None:

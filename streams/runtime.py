@@ -34,6 +34,9 @@ from streams.runner import Prepared, Runner, Transient
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
+GATHERING = {"fetch.min.bytes": 16_384, "fetch.wait.max.ms": 25}
+"""What comes within this time is fetched and decided at once: a batch of few records costs broker and
+processor nearly what one of many does, and most of two cores at 5,000 records a second."""
 BACKOFF_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
 OBSERVE_SECONDS = 1.0
 HOLD_SECONDS = 0.3
@@ -88,6 +91,7 @@ class Feeder:
             claim=runner.claim,
             release=runner.release,
             instance_id=instance_id,
+            **GATHERING,
         )
         self._stopping = False
         self._failures = 0
