@@ -15,8 +15,9 @@ from sinks.runtime import Sink
 
 def main(settings: Settings, health: Health) -> None:
     pipeline = PIPELINES[sys.argv[1]]
-    rows = importlib.import_module(f"sinks.{pipeline.name}").ROWS
-    sink = Sink(settings, pipeline, rows, health, settings.text("instance"))
+    domain = importlib.import_module(f"sinks.{pipeline.name}")
+    told = getattr(domain, "TOLD", None)
+    sink = Sink(settings, pipeline, domain.ROWS, health, settings.text("instance"), told)
     process.on_termination(sink.ending.set)
     watched = Watchdog(settings.kafka_bootstrap_servers, [sink.progress], settings.number("watchdog_s"))
     sink.run()

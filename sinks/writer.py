@@ -46,6 +46,7 @@ from infra.telemetry.metrics import (
 )
 from schemas.declare import Merge, Pipeline, Table, Topic
 from sinks.blocks import Block, Layout, layout_of
+from sinks.outbox import Outbox, batch_of
 from sinks.rows import Event, Row, RowMapping, from_ms
 
 log = logging.getLogger(__name__)
@@ -143,9 +144,14 @@ class Writer:
         limit: DeadLetterLimit | None = None,
         *,
         replaying: bool = False,
+        outbox: Outbox | None = None,
     ) -> None:
-        """With `replaying`, a row's `source_offset` is -1 - offset: its topic is the replay's own."""
+        """With `replaying`, a row's `source_offset` is -1 - offset: its topic is the replay's own.
+
+        `outbox` is told of new rows; a replay of any kind has none.
+        """
         self._replaying = replaying
+        self._outbox = outbox
         self.pipeline = pipeline
         self.name = pipeline.sink_name
         self.checkpoints = Checkpoints(self.name)
@@ -388,6 +394,9 @@ class Writer:
         if moves:
             cursor.execute(_RANGE_RECORDS, (self.name, *map(list, zip(*ranges, strict=True))))
             self.checkpoints.advance(cursor, moves)
+        if self._outbox is not None:
+            left = [i for i in items if id(i) not in refused_items]
+            self._tell(connection, cursor, self._outbox, blocks, left, all_new=not duplicates and not items)
         return Written(
             {b.at: max(b.next_offset, current[b.at]) for b in batches},
             records_total,
@@ -395,6 +404,26 @@ class Writer:
             sum(duplicates.values()),
             len(refused),
         )
+
+    @staticmethod
+    def _tell(
+        connection: Connection,
+        cursor: Cursor,
+        outbox: Outbox,
+        blocks: Sequence[Block],
+        items: Sequence[_Item],
+        *,
+        all_new: bool,
+    ) -> None:
+        """Write what the outside is told of these rows."""
+        topic = outbox.told.table.topic
+        parts = [(b.events, b.at.partition, b.offsets) for b in blocks if b.topic.name == topic.name]
+        for item in items:
+            if item.topic.name == topic.name:
+                offsets = np.array([item.message.offset()], dtype=np.int64)
+                parts.append((batch_of(item.event), item.at.partition, offsets))
+        if parts:
+            outbox.write(connection, cursor, parts, all_new=all_new)
 
     # Rows
 
