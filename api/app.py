@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 
-from api import database, pipelines
+from api import database, pipelines, webhooks
 from infra import problems, web
 from infra.settings import Settings
 from infra.telemetry import web as telemetry
@@ -59,6 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title="Millrace API", version="1", description=DESCRIPTION, lifespan=lifespan)
     app.state.settings = settings
     app.include_router(pipelines.router)
+    app.include_router(webhooks.router)
     for router in web.routers(f"api.{pipeline.name}" for pipeline in PIPELINES):
         app.include_router(router)
     app.add_middleware(GZipMiddleware, minimum_size=1024)
