@@ -232,7 +232,8 @@ def listed(connection: Connection) -> list[dict[str, Any]]:
             "SELECT endpoint_id, kind, tenant, merchant_id, target, decisions, risk_min, about, status,"
             " reason, failures, retry_at, last_success_at, created_at,"
             " coalesce((SELECT sum(pending) FROM outward_lanes l"
-            "  WHERE l.endpoint_id = e.endpoint_id), 0)::bigint AS pending FROM outward_endpoints e ORDER BY created_at, endpoint_id"
+            "  WHERE l.endpoint_id = e.endpoint_id), 0)::bigint AS pending"
+            " FROM outward_endpoints e ORDER BY created_at, endpoint_id"
         )
         return cursor.fetchall()
 
