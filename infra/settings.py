@@ -139,6 +139,16 @@ SETTINGS: dict[str, Setting] = {
         "A processor or sink ends, to be started again, when a position has stood still for so many seconds"
         " while its lag grew; 0: never. Longer than a batch may take (120 s).",
     ),
+    "ledger_keys": Setting(
+        "MILLRACE_LEDGER_KEYS",
+        lambda s: str(s.home_path / "secrets" / "ledger-keys"),
+        "Folder of the keys that the ledger's heads are signed with; old ones stay, to verify old heads.",
+    ),
+    "ledger_heads": Setting(
+        "MILLRACE_LEDGER_HEADS",
+        lambda s: str(s.home_path / "ledger" / "heads.jsonl"),
+        "File of the ledger's signed heads; best on another machine's disk than the database.",
+    ),
     "webhook_allow": Setting(
         "MILLRACE_WEBHOOK_ALLOW",
         lambda s: "",
@@ -257,6 +267,14 @@ class Settings:
     @property
     def database_reader_url(self) -> str:
         return self.text("database_reader_url")
+
+    @property
+    def ledger_keys(self) -> Path:
+        return Path(self.text("ledger_keys"))
+
+    @property
+    def ledger_heads(self) -> Path:
+        return Path(self.text("ledger_heads"))
 
     @property
     def redis_url(self) -> str:

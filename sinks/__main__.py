@@ -6,6 +6,7 @@ import importlib
 import sys
 
 from infra import process
+from infra.ledger.heads import HeadSigner
 from infra.settings import Settings
 from infra.telemetry.health import Health
 from infra.watchdog import Watchdog
@@ -20,7 +21,13 @@ def main(settings: Settings, health: Health) -> None:
     sink = Sink(settings, pipeline, domain.ROWS, health, settings.text("instance"), told)
     process.on_termination(sink.ending.set)
     watched = Watchdog(settings.kafka_bootstrap_servers, [sink.progress], settings.number("watchdog_s"))
-    sink.run()
+    ledgers = [table for table in pipeline.tables if table.chained]
+    signer = HeadSigner(settings, ledgers) if ledgers else None
+    try:
+        sink.run()
+    finally:
+        if signer is not None:
+            signer.close()
     watched.close()
 
 

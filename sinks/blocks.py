@@ -6,7 +6,7 @@ in Postgres' binary form (pgpq). Whatever the database refuses of a block is fou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -85,16 +85,39 @@ class Layout:
         fields = zip(names, (ARROW_TYPES[oid] for oid in oids), strict=True)
         self.schema = pa.schema([pa.field(name, type_) for name, type_ in fields])
 
-    def copy_data(self, parts: Sequence[Mapping[str, Any]]) -> bytes:
-        """The parts, one after the other, as COPY reads them. Raises `pa.ArrowException` for a misfit."""
-        encoder = pgpq.ArrowToPostgresBinaryEncoder(self.schema)
+    def batch(self, parts: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
+        """The parts, one after the other. Raises `pa.ArrowException` for a misfit."""
         # Together: each cast costs something whatever it is given.
         arrays = [
             pa.concat_arrays([_array(columns[field.name]) for columns in parts]).cast(field.type)
             for field in self.schema
         ]
-        batch = pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+    def copy_data(self, parts: Sequence[Mapping[str, Any]]) -> bytes:
+        """The parts, one after the other, as COPY reads them. Raises `pa.ArrowException` for a misfit."""
+        encoder = pgpq.ArrowToPostgresBinaryEncoder(self.schema)
+        batch = self.batch(parts)
         return encoder.write_header() + encoder.write_batch(batch) + encoder.finish()
+
+    def pieces(self, parts: Sequence[Mapping[str, Any]], first: int) -> Iterator[tuple[bytes, bytes]]:
+        """Each row as Postgres itself would send it, without its number of columns: the `first` columns, and
+        the others. Raises `pa.ArrowException` for a misfit."""
+        encoder = pgpq.ArrowToPostgresBinaryEncoder(self.schema)
+        encoder.write_header()
+        batch = self.batch(parts)
+        data = encoder.write_batch(batch)
+        lengths = [_lengths(column) for column in batch.columns]
+        heads = sum(lengths[:first], np.zeros(len(batch), dtype=np.int64))
+        ends = np.cumsum(heads + sum(lengths[first:], np.zeros(len(batch), dtype=np.int64)) + _COUNT_BYTES)
+        if len(batch) and int(ends[-1]) != len(data):
+            raise pa.ArrowInvalid(f"rows of {int(ends[-1])} bytes were written in {len(data)}")
+        start = 0
+        for head, end in zip(heads.tolist(), ends.tolist(), strict=True):
+            begin = start + _COUNT_BYTES
+            split = begin + head
+            yield data[begin:split], data[split:end].replace(_EMPTY_GIVEN, _EMPTY)
+            start = end
 
 
 def layout_of(names: Sequence[str], oids: Sequence[int]) -> Layout | None:
@@ -103,6 +126,36 @@ def layout_of(names: Sequence[str], oids: Sequence[int]) -> Layout | None:
         return Layout(names, oids)
     except LookupError:
         return None
+
+
+_COUNT_BYTES = 2
+_TEXT = (25).to_bytes(4, "big")
+_NOTHING, _ONE = bytes(4), (1).to_bytes(4, "big")
+_EMPTY_GIVEN = (20).to_bytes(4, "big") + _ONE + _NOTHING + _TEXT + _NOTHING + _ONE
+"""An empty array of texts as pgpq writes it, with its length: of one dimension, which is empty."""
+_EMPTY = (12).to_bytes(4, "big") + _NOTHING + _NOTHING + _TEXT
+"""As Postgres keeps it: of no dimension. (No other value can contain the former: texts have no NUL.)"""
+_ARRAY_BYTES = 20
+
+
+def _lengths(column: pa.Array) -> npt.NDArray[np.int64]:
+    """How many bytes each value takes in binary COPY, with its length before it."""
+    kind = column.type
+    if pa.types.is_string(kind):
+        sizes = pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    elif pa.types.is_list(kind):
+        texts = column.flatten()
+        each = pc.fill_null(pc.binary_length(texts), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+        before = np.concatenate([[0], np.cumsum(each + 4)])
+        counts = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+        ends = np.cumsum(counts.astype(np.int64))
+        sizes = before[ends] - before[ends - counts] + _ARRAY_BYTES
+    else:
+        width = 1 if pa.types.is_boolean(kind) else kind.bit_width // 8
+        sizes = np.full(len(column), width, dtype=np.int64)
+    if column.null_count:
+        sizes = np.where(column.is_null().to_numpy(zero_copy_only=False), 0, sizes)
+    return sizes + 4
 
 
 def _array(values: Any) -> pa.Array:

@@ -21,7 +21,9 @@ app = typer.Typer()
 
 @app.command()
 def verify(
-    pipeline: Annotated[str | None, typer.Argument(help="A pipeline; all where none is named.")] = None,
+    pipeline: Annotated[
+        str | None, typer.Argument(help="A pipeline, or all of them; `ledger`: the ledger's chains.")
+    ] = None,
     first: Annotated[
         str | None, typer.Option("--from", help="First offset of each partition, or a time (ISO 8601).")
     ] = None,
@@ -37,7 +39,14 @@ def verify(
 
     Reads the topics again and compares rows, dead letters and range records with them; it may run while
     the pipeline works. Exit code 1 names the first offending record of each check that fails.
+
+    `verify ledger` recomputes the chains of the ledgers and compares them with the heads that were signed
+    outside of the database: what was edited, deleted, moved or cut off. Exit code 1 names the first such row
+    of each chain.
     """
+    if pipeline == "ledger":
+        _ledger(as_json)
+        return
     import psycopg
 
     from infra.arrow import without_pandas
@@ -117,6 +126,40 @@ def trace(
         _fail(f"the database does not answer as it should ({error}); see `millrace status`")
     except (TraceError, LogUnreadable, RegistryUnavailable) as error:
         _fail(str(error))
+
+
+def _ledger(as_json: bool) -> None:
+    import psycopg
+
+    from infra.ledger.heads import open_heads
+    from infra.ledger.verify import verify as run
+    from infra.postgres import connect
+    from schemas.pipelines import PIPELINES
+
+    settings = Settings.load()
+    heads = open_heads(settings)
+    tables = [table for one in PIPELINES for table in one.tables if table.chained]
+    try:
+        with connect(settings.database_url, "millrace-verify") as connection:
+            accounts = [run(connection, heads, table) for table in tables]
+    except (psycopg.Error, LookupError) as error:
+        _fail(f"the ledger cannot be read ({' '.join(str(error).split())}); see `millrace status`")
+    if as_json:
+        typer.echo(json.dumps([account.document() for account in accounts], indent=2))
+    else:
+        for account in accounts:
+            for finding in account.findings:
+                typer.echo(f" ✗ {finding.sentence}")
+            verdict = "is what was written" if account.clean else "is not what was written"
+            counted = [
+                f"{account.rows:,} rows, {account.chains:,} chains, {account.heads:,} signed heads",
+                *([f"{account.uncovered:,} rows after the last signed head"] if account.uncovered else []),
+                *([f"{account.before:,} rows of before the chains"] if account.before else []),
+                *([f"{account.erased:,} rows erased"] if account.erased else []),
+            ]
+            typer.echo(f" {account.table}: {'; '.join(counted)}: it {verdict} ({account.seconds:.1f} s)")
+    if not all(account.clean for account in accounts):
+        raise typer.Exit(1)
 
 
 def _traced(found: Traced) -> str:

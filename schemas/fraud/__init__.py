@@ -43,6 +43,8 @@ CARD_LEDGER = Table(
     columns=tuple(CARD_DECISIONS.fields),
     time="occurred_at",
     append_only=True,
+    chained=True,
+    personal=("card_id", "customer_id"),
 )
 
 PIPELINE = Pipeline(
