@@ -70,7 +70,7 @@ async def events(
         )
     rows = await pool.fetch(_EVENTS, endpoint_id, after, limit + 1)
     items = [
-        Missed(id=row["message_id"], cursor=row["sequence"], **message(row, row["made_at"]))
+        Missed(id=row["message_id"], cursor=row["sequence"], **message(dict(row), row["made_at"]))
         for row in rows[:limit]
     ]
     return MissedPage(items=items, next=items[-1].cursor if items else after, more=len(rows) > limit)

@@ -101,23 +101,20 @@ class Layout:
         return encoder.write_header() + encoder.write_batch(batch) + encoder.finish()
 
     def pieces(self, parts: Sequence[Mapping[str, Any]], first: int) -> Iterator[tuple[bytes, bytes]]:
-        """Each row as Postgres itself would send it, without its number of columns: the `first` columns, and
-        the others. Raises `pa.ArrowException` for a misfit."""
-        encoder = pgpq.ArrowToPostgresBinaryEncoder(self.schema)
-        encoder.write_header()
+        """Each row as binary COPY has it, without its number of columns: the `first` columns, and the others.
+        Raises `pa.ArrowException` for a misfit."""
         batch = self.batch(parts)
-        data = encoder.write_batch(batch)
-        lengths = [_lengths(column) for column in batch.columns]
-        heads = sum(lengths[:first], np.zeros(len(batch), dtype=np.int64))
-        ends = np.cumsum(heads + sum(lengths[first:], np.zeros(len(batch), dtype=np.int64)) + _COUNT_BYTES)
-        if len(batch) and int(ends[-1]) != len(data):
-            raise pa.ArrowInvalid(f"rows of {int(ends[-1])} bytes were written in {len(data)}")
-        start = 0
-        for head, end in zip(heads.tolist(), ends.tolist(), strict=True):
-            begin = start + _COUNT_BYTES
-            split = begin + head
-            yield data[begin:split], data[split:end].replace(_EMPTY_GIVEN, _EMPTY)
-            start = end
+        encoder = pgpq.ArrowToPostgresBinaryEncoder(self.schema)
+        begin = len(encoder.write_header())
+        data = bytes(begin) + encoder.write_batch(batch) + encoder.finish()
+        # Where each value ends, row after row.
+        lengths = np.stack([np.full(len(batch), _COUNT_BYTES), *map(_lengths, batch.columns)], axis=1)
+        ends = np.cumsum(lengths.ravel()).reshape(lengths.shape) + begin
+        if len(batch) and int(ends[-1, -1]) + _TRAILER_BYTES != len(data):
+            raise pa.ArrowInvalid(f"rows up to {int(ends[-1, -1])} were written in {len(data)} bytes")
+        begins, splits, stops = (ends[:, n].tolist() for n in (0, first, -1))
+        for begin, split, stop in zip(begins, splits, stops, strict=True):
+            yield data[begin:split], data[split:stop]
 
 
 def layout_of(names: Sequence[str], oids: Sequence[int]) -> Layout | None:
@@ -128,13 +125,7 @@ def layout_of(names: Sequence[str], oids: Sequence[int]) -> Layout | None:
         return None
 
 
-_COUNT_BYTES = 2
-_TEXT = (25).to_bytes(4, "big")
-_NOTHING, _ONE = bytes(4), (1).to_bytes(4, "big")
-_EMPTY_GIVEN = (20).to_bytes(4, "big") + _ONE + _NOTHING + _TEXT + _NOTHING + _ONE
-"""An empty array of texts as pgpq writes it, with its length: of one dimension, which is empty."""
-_EMPTY = (12).to_bytes(4, "big") + _NOTHING + _NOTHING + _TEXT
-"""As Postgres keeps it: of no dimension. (No other value can contain the former: texts have no NUL.)"""
+_COUNT_BYTES, _TRAILER_BYTES = 2, 2
 _ARRAY_BYTES = 20
 
 
@@ -155,7 +146,8 @@ def _lengths(column: pa.Array) -> npt.NDArray[np.int64]:
         sizes = np.full(len(column), width, dtype=np.int64)
     if column.null_count:
         sizes = np.where(column.is_null().to_numpy(zero_copy_only=False), 0, sizes)
-    return sizes + 4
+    found: npt.NDArray[np.int64] = sizes + 4
+    return found
 
 
 def _array(values: Any) -> pa.Array:

@@ -10,7 +10,17 @@ import psycopg
 from psycopg import sql
 
 from infra.checkpoints import TopicPartition
-from infra.ledger.chain import CHAIN_COLUMNS, ChainHead, Pieces, columns_of, fields_of, link, without_frame
+from infra.ledger.chain import (
+    CHAIN_COLUMNS,
+    ChainHead,
+    Columns,
+    Pieces,
+    as_hashed,
+    columns_of,
+    fields_of,
+    link,
+    without_frame,
+)
 from infra.postgres import Connection
 from schemas.declare import Table
 from sinks.blocks import Layout, layout_of
@@ -35,8 +45,7 @@ _STORE = (
 class Chained:
     """What is known of a chained table's columns, and its statements."""
 
-    personal: tuple[str, ...]
-    rest: tuple[str, ...]
+    columns: Columns
     layout: Layout | None
     copy: sql.Composed
     new: sql.Composed
@@ -48,16 +57,15 @@ class Chained:
     def of(
         cls, connection: Connection, table: Table, stage: sql.Identifier, types: Mapping[str, int]
     ) -> Chained:
-        personal, rest = columns_of(connection, table)
-        names = (*personal, *rest)
+        columns = columns_of(connection, table)
+        names = (*columns.personal, *columns.rest)
         listed = sql.SQL(", ").join(map(sql.Identifier, names))
         same = sql.SQL(" AND ").join(
             sql.SQL("t.{c} = s.{c}").format(c=sql.Identifier(column)) for column in table.key
         )
         key = sql.SQL(", ").join(sql.Identifier("s", column) for column in table.key)
         return cls(
-            personal,
-            rest,
+            columns,
             layout_of(names, [types[name] for name in names]),
             sql.SQL("COPY {} ({}, {}) FROM STDIN (FORMAT BINARY)").format(
                 sql.Identifier(table.name), listed, sql.SQL(", ").join(map(sql.Identifier, CHAIN_COLUMNS))
@@ -73,8 +81,8 @@ class Chained:
         )
 
     @property
-    def columns(self) -> int:
-        return len(self.personal) + len(self.rest)
+    def count(self) -> int:
+        return len(self.columns.personal) + len(self.columns.rest)
 
     def read_staged(self, cursor: Cursor) -> list[Pieces]:
         """The staged rows, in the order in which they were staged."""
@@ -83,8 +91,8 @@ class Chained:
             for data in copy:
                 row = without_frame(bytes(data))
                 if row is not None:
-                    _, split = fields_of(row, len(self.personal))
-                    found.append((row[:split], row[split:]))
+                    _, split = fields_of(row, len(self.columns.personal))
+                    found.append((row[:split], as_hashed(row[split:], self.columns.arrays)))
         return found
 
 

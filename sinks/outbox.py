@@ -78,7 +78,8 @@ def chosen(events: pa.RecordBatch, by_tenant: Wanted) -> Bools:
     """Which events somebody wants."""
     found = np.zeros(len(events), dtype=bool)
     tenants = events.column("tenant")
-    decisions = risks = None
+    decisions: pa.Array | None = None
+    risks = np.empty(0)
     for tenant in pc.unique(tenants).to_pylist():
         groups = by_tenant.get(tenant)
         if not groups:

@@ -487,7 +487,7 @@ class Writer:
         assert linking is not None
         columns = [block.columns[index] for block in parts]
         places = [block.at.partition for block in parts for _ in range(len(block))]
-        pieces = list(chain.layout.pieces(columns, len(chain.personal)))
+        pieces = list(chain.layout.pieces(columns, len(chain.columns.personal)))
         try:
             with connection.transaction():
                 self._copy_chained(cursor, target, chain, pieces, places)
@@ -537,9 +537,7 @@ class Writer:
         heads: dict[int, ChainHead] = {}
         for partition in dict.fromkeys(places):
             mine = [p for p, at in zip(pieces, places, strict=True) if at == partition]
-            rows, heads[partition] = self._linking.link(
-                target.table, partition, mine, len(mine), chain.columns
-            )
+            rows, heads[partition] = self._linking.link(target.table, partition, mine, len(mine), chain.count)
             made += rows
         if made:
             self._copy_data(cursor, framed(made), chain.copy)

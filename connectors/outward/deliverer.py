@@ -13,7 +13,7 @@ import signal
 import ssl
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -131,7 +131,7 @@ DELETE FROM outbox o WHERE sequence IN (SELECT sequence FROM outbox ORDER BY seq
 _AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
 """What waiting may mend."""
 
-Row = Mapping[str, Any]
+Row = asyncpg.Record
 
 
 def wait_s(failures: int, first_s: float, most_s: float) -> float:
@@ -320,7 +320,7 @@ class Deliverer:
         elif row["event_id"] is None:
             return Attempt(None, "the ledger has no such decision; run `millrace verify ledger`", "", 0)
         else:
-            body = orjson.dumps(message(row, row["made_at"]))
+            body = orjson.dumps(message(dict(row), row["made_at"]))
         signed = headers(secrets, row["message_id"], int(now), body)
         return await attempt(self._transport, row["target"], signed, body, self._timeout_s)
 
@@ -343,7 +343,7 @@ class Deliverer:
             await self._pool.execute(_RELEASE, endpoint_id, lane, lease, rest)
 
     async def _send(self, rows: Sequence[Row], batch: str) -> Attempt:
-        told = [row for row in rows if row["event_id"] is not None]
+        told = [dict(row) for row in rows if row["event_id"] is not None]
         try:
             server = mail.Server.of(self._settings.text("smtp_url"))
             composed = mail.compose(

@@ -3,7 +3,7 @@
 A row's bytes are those of Postgres' binary COPY, each value with its length before it (-1: null): first the
 personal columns, then all others but the chain's own, in the order in which they were added to the table.
 From both the trailing nulls are left out, so that a column which was added later, and is null in old rows,
-changes no old hash.
+changes no old hash. An empty array is one of one dimension without elements; see `as_hashed`.
 
     seal = SHA-256("millrace-seal-1\\n" + seal_key + personal)
     hash = SHA-256("millrace-ledger-1\\n" + hash before + sequence (8 bytes) + seal + rest)
@@ -74,24 +74,52 @@ def link(rows: Iterable[Pieces], count: int, columns: int, head: ChainHead) -> t
     return made, ChainHead(head.begins, sequence, before)
 
 
-def columns_of(connection: Connection, table: Table) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The personal columns of a chained table, and all others but the chain's, in the order of its hashes.
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The columns of a chained table in the order of its hashes."""
 
-    Raises LookupError where the table has no chain.
-    """
-    found = [
-        str(name)
-        for (name,) in connection.execute(
-            "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attnum > 0"
-            " AND NOT attisdropped ORDER BY attnum",
+    personal: tuple[str, ...]
+    rest: tuple[str, ...]
+    """All others but the chain's own."""
+    arrays: frozenset[int]
+    """Which of `rest` are arrays."""
+
+
+def columns_of(connection: Connection, table: Table) -> Columns:
+    """Raises LookupError where the table has no chain."""
+    found = {
+        str(name): bool(array)
+        for name, array in connection.execute(
+            "SELECT attname, typcategory = 'A' FROM pg_attribute a JOIN pg_type t ON t.oid = atttypid"
+            " WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
             (table.name,),
         )
-    ]
+    }
     missing = [name for name in CHAIN_COLUMNS if name not in found]
     if missing:
         raise LookupError(f"table {table.name} has no column {missing[0]}; a chained table needs it")
     rest = tuple(name for name in found if name not in (*CHAIN_COLUMNS, *table.personal))
-    return table.personal, rest
+    return Columns(table.personal, rest, frozenset(n for n, name in enumerate(rest) if found[name]))
+
+
+def as_hashed(rest: bytes, arrays: frozenset[int]) -> bytes:
+    """What Postgres sends, with empty arrays as the sink writes them: Postgres drops their dimension."""
+    start = copied = 0
+    parts: list[bytes] = []
+    for n in range(max(arrays, default=-1) + 1):
+        length = int.from_bytes(rest[start : start + 4], "big", signed=True)
+        end = start + 4 + max(length, 0)
+        if n in arrays and rest[start : start + 8] == _EMPTY:
+            parts += (rest[copied:start], _EMPTY_HASHED, rest[start + 12 : end], _EMPTY_END)
+            copied = end
+        start = end
+    return b"".join((*parts, rest[copied:])) if parts else rest
+
+
+_EMPTY = (12).to_bytes(4, "big") + bytes(4)
+"""Length and number of dimensions; flags and the elements' type follow."""
+_EMPTY_HASHED = (20).to_bytes(4, "big") + (1).to_bytes(4, "big") + bytes(4)
+_EMPTY_END = bytes(4) + (1).to_bytes(4, "big")
 
 
 def fields_of(row: bytes, count: int, start: int = 0) -> tuple[list[bytes | None], int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from hashlib import sha256
 from typing import Any
@@ -61,7 +61,8 @@ def read(connection: Connection) -> list[Erasure]:
     rows: Sequence[Any] = connection.execute(
         f"SELECT {_COLUMNS} FROM ledger_erasures ORDER BY sequence".encode()  # noqa: S608 -- our own names
     ).fetchall()
-    return [Erasure(*row[:8], bytes(row[8]), bytes(row[9])) for row in rows]
+    names = [field.name for field in fields(Erasure)]
+    return [Erasure(**dict(zip(names, row, strict=True))) for row in rows]
 
 
 def erase(
@@ -101,14 +102,7 @@ def erase(
             ),
         )  # fmt: skip
     sign(connection, heads)
-    return Erasure(*_values(made)[:-1], digest)
-
-
-def _values(erasure: Erasure) -> tuple[Any, ...]:
-    return (
-        erasure.sequence, erasure.table, erasure.ref, erasure.tenant, erasure.reason,
-        erasure.at, erasure.by, erasure.rows, erasure.digest, erasure.hash,
-    )  # fmt: skip
+    return replace(made, hash=digest)
 
 
 def unsigned(connection: Connection, heads: Heads) -> list[Erasure]:

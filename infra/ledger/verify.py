@@ -11,11 +11,13 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from psycopg import sql
+from psycopg.pq import TransactionStatus
 
 from infra.audit.entry import GENESIS
 from infra.audit.heads import Head, Heads
 from infra.ledger import erasure
 from infra.ledger.chain import (
+    as_hashed,
     chain_name,
     columns_of,
     digest_of,
@@ -147,8 +149,11 @@ def verify(connection: Connection, heads: Heads, table: Table) -> Account:
         sentence = f"{heads.path.name}: line {line.line} {line.reason}"
         account.findings.append(Finding(Kind.HEADS, line.chain, None, None, sentence))
     account.heads = sum(map(len, signed.values()))
+    # Within somebody's transaction it sees what that one sees.
+    alone = connection.info.transaction_status == TransactionStatus.IDLE
     with connection.transaction():
-        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        if alone:
+            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         account.findings += _guards(connection, table)
         chains = {
             int(str(partition)): int(str(begins))
@@ -189,13 +194,13 @@ def _begun(table: Table, signed: Mapping[str, Sequence[Head]], chains: dict[int,
 
 def _rows(connection: Connection, table: Table, partition: int | None = None) -> Iterator[Row]:
     """The table's rows by partition and place; those without a place last."""
-    personal, rest = columns_of(connection, table)
+    columns = columns_of(connection, table)
     where = sql.SQL("TRUE") if partition is None else sql.SQL("source_partition = {}").format(partition)
     query = sql.SQL(
         "COPY (SELECT {} FROM {} WHERE {}"
         " ORDER BY source_partition, chain_sequence NULLS LAST, source_offset) TO STDOUT (FORMAT BINARY)"
     ).format(
-        sql.SQL(", ").join(map(sql.Identifier, (*_WALKED, *personal, *rest))),
+        sql.SQL(", ").join(map(sql.Identifier, (*_WALKED, *columns.personal, *columns.rest))),
         sql.Identifier(table.name),
         where,
     )
@@ -205,7 +210,7 @@ def _rows(connection: Connection, table: Table, partition: int | None = None) ->
             if row is None:
                 continue
             found, start = fields_of(row, len(_WALKED))
-            _, split = fields_of(row, len(personal), start)
+            _, split = fields_of(row, len(columns.personal), start)
             at, sequence, digest, seal, key, offset, event_id = found
             yield Row(
                 number(at) or 0,
@@ -216,7 +221,7 @@ def _rows(connection: Connection, table: Table, partition: int | None = None) ->
                 number(offset) or 0,
                 (event_id or b"").decode("utf-8", "replace"),
                 row[start:split],
-                row[split:],
+                as_hashed(row[split:], columns.arrays),
             )
 
 

@@ -127,7 +127,7 @@ BEGIN
     -- At most so many outbox rows at once; what lies behind them comes with the next call.
     SELECT max(sequence) INTO upto FROM (
         SELECT sequence FROM outbox WHERE sequence > first AND sequence <= last ORDER BY sequence LIMIT most
-    ) some;
+    ) AS following;
     IF upto IS NULL THEN
         RETURN NULL;
     END IF;
