@@ -19,7 +19,7 @@ from infra.identity.keyring import KeyRing
 from infra.ledger.chain import chain_name
 from infra.postgres import Connection, connect
 from infra.settings import Settings
-from infra.telemetry.metrics import LEDGER_HEADS, LEDGER_HEADS_AGE
+from infra.telemetry.metrics import LEDGER_HEADS, LEDGER_SIGNINGS
 from schemas.declare import Table
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class HeadSigner:
             elif at > last.sequence:
                 self._append(Head(chain, at, found, last.n + 1, now()))
         if all_of_them:
-            LEDGER_HEADS_AGE.set_to_current_time()
+            LEDGER_SIGNINGS.inc()
         return all_of_them
 
     def _append(self, head: Head) -> Head:

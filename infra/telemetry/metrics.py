@@ -174,8 +174,11 @@ DELIVERY_AGE_SECONDS = _gauge(
 ENDPOINTS_DISABLED = _gauge("outward_disabled", (), "endpoints", "Endpoints that are disabled.")
 
 LEDGER_HEADS = _counter("ledger_heads_total", (), "heads", "Heads of the ledger's chains that were signed.")
-LEDGER_HEADS_AGE = _gauge(
-    "ledger_heads_signed_timestamp_seconds", (), "s since 1970", "When the ledger's heads were last signed."
+LEDGER_SIGNINGS = _counter(
+    "ledger_signings_total",
+    (),
+    "times",
+    "How often the ledger's heads were looked at, and signed if they moved.",
 )
 
 # Processes
