@@ -51,19 +51,22 @@ PRUNE_S = 60.0
 PRUNE_ROWS = 5_000
 
 _CLAIM = """
+WITH chosen AS MATERIALIZED (
+    SELECT c.endpoint_id, c.lane FROM outward_endpoints e CROSS JOIN LATERAL (
+        SELECT x.endpoint_id, x.lane FROM outward_lanes x
+        WHERE x.endpoint_id = e.endpoint_id AND x.pending > 0 AND x.due_at <= now()
+          AND (x.leased_until IS NULL OR x.leased_until < now())
+        ORDER BY x.due_at
+        LIMIT greatest(0, CASE WHEN e.failures > 0 THEN 1 ELSE $3::int END - (
+            SELECT count(*) FROM outward_lanes y
+            WHERE y.endpoint_id = e.endpoint_id AND y.pending > 0 AND y.leased_until >= now()))
+        FOR UPDATE SKIP LOCKED
+    ) c
+    WHERE e.status = 'active' AND (e.retry_at IS NULL OR e.retry_at <= now())
+    LIMIT $4
+)
 UPDATE outward_lanes l SET lease = $1, leased_until = now() + $2 * interval '1 s'
-FROM outward_endpoints e CROSS JOIN LATERAL (
-    SELECT x.endpoint_id, x.lane FROM outward_lanes x
-    WHERE x.endpoint_id = e.endpoint_id AND x.pending > 0 AND x.due_at <= now()
-      AND (x.leased_until IS NULL OR x.leased_until < now())
-    ORDER BY x.due_at
-    LIMIT greatest(0, CASE WHEN e.failures > 0 THEN 1 ELSE $3 END - (
-        SELECT count(*) FROM outward_lanes y
-        WHERE y.endpoint_id = e.endpoint_id AND y.pending > 0 AND y.leased_until >= now()))
-    FOR UPDATE SKIP LOCKED
-) c
-WHERE e.status = 'active' AND (e.retry_at IS NULL OR e.retry_at <= now())
-  AND l.endpoint_id = c.endpoint_id AND l.lane = c.lane
+FROM chosen c WHERE l.endpoint_id = c.endpoint_id AND l.lane = c.lane
 RETURNING l.endpoint_id, l.lane
 """
 _NEXT = f"""
@@ -227,9 +230,7 @@ class Deliverer:
             lease = uuid.uuid4().hex
             if free > 0:
                 try:
-                    claimed = await self._pool.fetch(
-                        _CLAIM, lease, self._lease_s, min(free, LANES_OF_ENDPOINT)
-                    )
+                    claimed = await self._pool.fetch(_CLAIM, lease, self._lease_s, LANES_OF_ENDPOINT, free)
                 except _AWAY as error:
                     await self._away(error)
                     continue

@@ -211,7 +211,9 @@ BEGIN
         last_answer = answer, last_ms = took_ms, last_attempt_at = now(), first_attempt_at = coalesce(first_attempt_at, now())
     WHERE delivery_id = ANY(ids) AND d.status = 'pending';
     IF rest_s IS NOT NULL THEN
-        UPDATE outward_endpoints SET failures = failures + 1, retry_at = now() + rest_s * interval '1 s'
+        -- Lanes that were under way together fail together: that counts once.
+        UPDATE outward_endpoints SET failures = failures + CASE WHEN retry_at > now() THEN 0 ELSE 1 END,
+            retry_at = greatest(retry_at, now() + rest_s * interval '1 s')
         WHERE endpoint_id = at_endpoint;
     END IF;
     RETURN true;

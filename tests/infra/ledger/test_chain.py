@@ -21,7 +21,7 @@ def chained(ledger: Ledger) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("size", [1, 4, 1000])
 def test_every_row_stands_behind_the_one_before(ledger: Ledger, size: int) -> None:
-    """By columns, in batches of any size, by one sink after the other: one chain a partition, in its order."""
+    """By columns, in batches of any size, by one sink after the other: a chain a partition, in its order."""
     ledger.send([decision(n) for n in range(30)])
     ledger.store(size)
     ledger.send([decision(n) for n in range(30, 60)])
