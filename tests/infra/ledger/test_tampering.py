@@ -7,12 +7,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
+from infra.columns import arrow_schema
 from infra.ledger.chain import hash_of, seal_of
 from infra.ledger.erasure import CHAIN, ErasureError, erase, sign
 from infra.ledger.verify import Account, Kind, _rows
-from schemas.fraud import CARD_LEDGER
+from schemas.fraud import CARD_DECISIONS, CARD_LEDGER
+from sinks.fraud import ROWS
+from sinks.table_check import TableCheck
 from tests.infra.ledger.conftest import Ledger, decision
 
 LAST = 20
@@ -278,6 +283,35 @@ def test_an_erased_card_is_gone_and_the_chain_holds(written: Ledger) -> None:
     written.store()
     written.sign()
     assert written.verify().clean
+
+
+@pytest.mark.parametrize("by_column", [False, True])
+def test_an_erased_row_still_agrees_with_its_record(written: Ledger, by_column: bool) -> None:
+    """`verify fraud` compares what is left of it: an erasure is no difference, a changed value is."""
+    erase(written.connection, written.heads, CARD_LEDGER, "default", "card-3", "request", "anna")
+    connection, broker = written.connection, written.broker
+
+    def wrong() -> int:
+        check = TableCheck(connection, ROWS[0])
+        for message in broker.records(CARD_DECISIONS.name):
+            event = written.codec.decode(CARD_DECISIONS, message.value()).event
+            at, offset = message.partition() or 0, message.offset() or 0
+            if by_column:
+                batch = pa.RecordBatch.from_pylist([event], schema=arrow_schema(CARD_DECISIONS))
+                check.add_block(batch, np.array([at]), np.array([offset]), check.by_column(batch))
+            else:
+                check.add(ROWS[0].rows(event), at, offset)
+        lot = check.take()
+        check.compare_blocks(lot)
+        check.compare(lot)
+        connection.execute("DROP TABLE pg_temp.verify_card_ledger")
+        return check.check.wrong
+
+    assert wrong() == 0
+    with as_owner(written) as run:
+        run("UPDATE card_ledger SET late_ms = late_ms + 1 WHERE event_id = 'e0003'")
+        run("UPDATE card_ledger SET card_id = 'another' WHERE event_id = 'e0004'")
+        assert wrong() == 2
 
 
 def test_erased_rows_are_guarded_as_others(written: Ledger) -> None:
