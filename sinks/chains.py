@@ -34,11 +34,22 @@ _HEADS = (
     "SELECT partition, begins, sequence, hash FROM ledger_chains"
     " WHERE table_name = %s AND partition = ANY(%s) ORDER BY partition FOR UPDATE"
 )
-_STORE = (
+_ADVANCE = (
+    "UPDATE ledger_chains c SET sequence = m.sequence, hash = m.hash"
+    " FROM unnest(%s::text[], %s::int[], %s::bigint[], %s::bigint[], %s::bytea[])"
+    "  AS m (table_name, partition, was, sequence, hash)"
+    " WHERE c.table_name = m.table_name AND c.partition = m.partition AND c.sequence = m.was"
+)
+_BEGIN = (
     "INSERT INTO ledger_chains (table_name, partition, begins, sequence, hash)"
     " SELECT * FROM unnest(%s::text[], %s::int[], %s::bigint[], %s::bigint[], %s::bytea[])"
-    " ON CONFLICT (table_name, partition) DO UPDATE SET sequence = excluded.sequence, hash = excluded.hash"
+    " ON CONFLICT DO NOTHING"
 )
+
+
+class ChainMoved(ConnectionError):
+    """Another process has moved a chain meanwhile: nothing may be committed, the same batches may be tried
+    again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +116,7 @@ class Linking:
         self._heads: dict[tuple[str, int], ChainHead] = {}
         self._read: set[str] = set()
         self._moved: set[tuple[str, int]] = set()
+        self._found: dict[tuple[str, int], int] = {}
 
     def link(
         self, table: Table, partition: int, rows: Iterable[Pieces], count: int, columns: int
@@ -124,6 +136,7 @@ class Linking:
             mine = [at.partition for at in self._positions if at.topic == table.topic.name]
             for n, begins, sequence, digest in self._cursor.execute(_HEADS, (table.name, mine)).fetchall():
                 self._heads[table.name, n] = ChainHead(begins, sequence, bytes(digest))
+                self._found[table.name, n] = sequence
             self._read.add(table.name)
         begins = self._positions[TopicPartition(table.topic.name, partition)]
         return self._heads.get((table.name, partition)) or ChainHead(begins)
@@ -136,21 +149,17 @@ class Linking:
         self._heads, self._moved, self._read = dict(mark[0]), set(mark[1]), set(mark[2])
 
     def store(self) -> None:
-        """Write down how far the chains have come: before the commit, in one statement."""
-        if not self._moved:
-            return
-        rows = [(*at, self._heads[at]) for at in sorted(self._moved)]
-        tables, partitions, heads = zip(*rows, strict=True)
-        self._cursor.execute(
-            _STORE,
-            (
-                list(tables),
-                list(partitions),
-                [head.begins for head in heads],
-                [head.sequence for head in heads],
-                [head.hash for head in heads],
-            ),
-        )
+        """Write down how far the chains have come: before the commit. Raises `ChainMoved`."""
+        for statement, known in ((_ADVANCE, True), (_BEGIN, False)):
+            rows = [
+                (*at, self._found[at] if known else head.begins, head.sequence, head.hash)
+                for at, head in ((at, self._heads[at]) for at in sorted(self._moved))
+                if (at in self._found) is known
+            ]
+            if rows:
+                self._cursor.execute(statement, tuple(map(list, zip(*rows, strict=True))))
+                if self._cursor.rowcount != len(rows):
+                    raise ChainMoved(f"a chain of {rows[0][0]} was moved by another process")
 
 
 def framed(rows: Sequence[bytes]) -> bytes:

@@ -47,7 +47,7 @@ from infra.telemetry.metrics import (
 )
 from schemas.declare import Merge, Pipeline, Table, Topic
 from sinks.blocks import Block, Layout, layout_of
-from sinks.chains import Chained, Linking, framed
+from sinks.chains import Chained, ChainMoved, Linking, framed
 from sinks.outbox import Outbox, batch_of
 from sinks.rows import Event, Row, RowMapping, from_ms
 
@@ -405,7 +405,10 @@ class Writer:
         if moves:
             cursor.execute(_RANGE_RECORDS, (self.name, *map(list, zip(*ranges, strict=True))))
             self.checkpoints.advance(cursor, moves)
-        self._linking.store()
+        try:
+            self._linking.store()
+        except ChainMoved as error:
+            raise Transient(str(error)) from error
         if self._outbox is not None:
             left = [i for i in items if id(i) not in refused_items]
             self._tell(connection, cursor, self._outbox, blocks, left, all_new=not duplicates and not items)
@@ -488,11 +491,13 @@ class Writer:
         columns = [block.columns[index] for block in parts]
         places = [block.at.partition for block in parts for _ in range(len(block))]
         pieces = list(chain.layout.pieces(columns, len(chain.columns.personal)))
+        mark = linking.marked()
         try:
             with connection.transaction():
                 self._copy_chained(cursor, target, chain, pieces, places)
             written = len(pieces)
         except psycopg.errors.UniqueViolation:
+            linking.back_to(mark)  # the chains' rows were let go with the savepoint
             with _refusing():
                 self._copy_data(cursor, target.layout.copy_data(columns), target.copy_stage)
             written = self._copy_new(cursor, target, chain, pieces, places, duplicates)
@@ -535,8 +540,10 @@ class Writer:
         assert self._linking is not None
         made: list[bytes] = []
         heads: dict[int, ChainHead] = {}
-        for partition in dict.fromkeys(places):
-            mine = [p for p, at in zip(pieces, places, strict=True) if at == partition]
+        by_partition: dict[int, list[tuple[bytes, bytes]]] = {}
+        for piece, partition in zip(pieces, places, strict=True):
+            by_partition.setdefault(partition, []).append(piece)
+        for partition, mine in by_partition.items():
             rows, heads[partition] = self._linking.link(target.table, partition, mine, len(mine), chain.count)
             made += rows
         if made:
