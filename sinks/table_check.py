@@ -358,7 +358,7 @@ def _comparison(table: Table, stage: sql.Identifier) -> sql.Composed:
         )
         return sql.SQL("ROW({})").format(values)
 
-    erased = sql.SQL("false")
+    erased: sql.Composable = sql.SQL("false")
     if table.personal:
         erased = sql.SQL("t.seal_key IS NULL AND (t.seal IS NOT NULL OR starts_with({}, {}))").format(
             sql.Identifier("t", table.personal[0]), sql.Literal(ERASED)
