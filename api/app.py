@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 
-from api import database, pipelines
+from api import database, pipelines, webhooks
 from api.console import routes as console
 from api.console.site import lifespan as console_lifespan
 from infra import problems, web
@@ -74,6 +74,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.include_router(oauth.router)
     app.include_router(pipelines.router)
+    app.include_router(webhooks.router)
     for router in web.routers(f"api.{pipeline.name}" for pipeline in PIPELINES):
         app.include_router(router)
     console.install(app, settings, PIPELINES)

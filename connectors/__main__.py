@@ -1,4 +1,5 @@
-"""`python -m connectors gateway` serves HTTP, `mqtt` bridges the MQTT broker, `ticks` tells the time."""
+"""`python -m connectors gateway` serves HTTP, `mqtt` bridges the MQTT broker, `ticks` tells the time, and
+`webhooks` tells the outside of decisions."""
 
 from __future__ import annotations
 
@@ -27,7 +28,10 @@ def main(arguments: list[str]) -> int:
         case ["ticks"]:
             importlib.import_module("connectors.ticks").main()
             return 0
-    sys.stderr.write("use `python -m connectors gateway`, `mqtt` or `ticks`\n")
+        case ["webhooks"]:
+            importlib.import_module("connectors.outward.deliverer").main()
+            return 0
+    sys.stderr.write("use `python -m connectors gateway`, `mqtt`, `ticks` or `webhooks`\n")
     return 2
 
 

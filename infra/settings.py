@@ -260,6 +260,58 @@ SETTINGS: dict[str, Setting] = {
         "A processor or sink ends, to be started again, when a position has stood still for so many seconds"
         " while its lag grew; 0: never. Longer than a batch may take (120 s).",
     ),
+    "ledger_keys": Setting(
+        "MILLRACE_LEDGER_KEYS",
+        lambda s: str(s.home_path / "secrets" / "ledger-keys"),
+        "Folder of the keys that the ledger's heads are signed with; old ones stay, to verify old heads.",
+    ),
+    "ledger_heads": Setting(
+        "MILLRACE_LEDGER_HEADS",
+        lambda s: str(s.home_path / "ledger" / "heads.jsonl"),
+        "File of the ledger's signed heads; best on another machine's disk than the database.",
+    ),
+    "webhook_allow": Setting(
+        "MILLRACE_WEBHOOK_ALLOW",
+        lambda s: "",
+        "Networks, comma separated (as 10.1.0.0/16), that webhooks may go to although they are not public;"
+        " only these may be reached without TLS.",
+    ),
+    "webhook_timeout_ms": Setting(
+        "MILLRACE_WEBHOOK_TIMEOUT_MS", lambda s: "15000", "All that one attempt to deliver may take."
+    ),
+    "webhook_retry_ms": Setting(
+        "MILLRACE_WEBHOOK_RETRY_MS",
+        lambda s: "5000",
+        "Wait after a first failed attempt; each next one doubles it.",
+    ),
+    "webhook_retry_most_ms": Setting(
+        "MILLRACE_WEBHOOK_RETRY_MOST_MS", lambda s: "3600000", "Longest wait between two attempts."
+    ),
+    "webhook_disable_after_s": Setting(
+        "MILLRACE_WEBHOOK_DISABLE_AFTER_S",
+        lambda s: "432000",
+        "An endpoint is disabled when a delivery has failed for so long.",
+    ),
+    "webhook_lanes": Setting(
+        "MILLRACE_WEBHOOK_LANES",
+        lambda s: "64",
+        "Most lanes (endpoint and merchant) that one process works on.",
+    ),
+    "outbox_days": Setting(
+        "MILLRACE_OUTBOX_DAYS",
+        lambda s: "30",
+        "How long outbox and deliveries are kept for replays and missed events.",
+    ),
+    "smtp_url": Setting(
+        "MILLRACE_SMTP_URL",
+        lambda s: "",
+        "Mail server for alerts: smtp://[user:password@]host:port, with ?starttls=1, or smtps://…"
+        " Unset: none.",
+    ),
+    "smtp_from": Setting("MILLRACE_SMTP_FROM", lambda s: "millrace@localhost", "Sender of alerts by mail."),
+    "mail_every_s": Setting(
+        "MILLRACE_MAIL_EVERY_S", lambda s: "60", "A mailbox gets at most one mail in so many seconds."
+    ),
     "batch_records": Setting("MILLRACE_BATCH_RECORDS", lambda s: "4096", "Most records in one batch."),
 }
 
@@ -418,6 +470,13 @@ class Settings:
     @property
     def audit_heads(self) -> Path:
         return Path(self.text("audit_heads"))
+
+    def ledger_keys(self) -> Path:
+        return Path(self.text("ledger_keys"))
+
+    @property
+    def ledger_heads(self) -> Path:
+        return Path(self.text("ledger_heads"))
 
     @property
     def redis_url(self) -> str:

@@ -132,6 +132,9 @@ def specs(settings: Settings, pipelines: Pipelines, *, native: bool) -> tuple[Pr
     if any(t.tick_ms is not None for p in pipelines for t in p.topics):
         ticks = ("connectors.ticks",)
         wanted.append(ProcessSpec("connector", "ticks", "connectors", ("ticks",), imports=ticks))
+    if any(processor.effects for p in pipelines for processor in p.processors):
+        outward = ("connectors.outward.deliverer",)
+        wanted.append(ProcessSpec("connector", "webhooks", "connectors", ("webhooks",), imports=outward))
     routes = ("api.app", *(f"api.{p.name}" for p in pipelines))
     wanted.append(ProcessSpec("api", "all", "api", (), _port_of(settings.api_url), imports=routes))
     first = settings.port(PORT_METRICS_FIRST)

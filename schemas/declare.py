@@ -180,7 +180,8 @@ class Table:
     `source_partition` and `source_offset`, which every sink table has. `order_by` names the column
     that decides NEWEST or HIGHEST_VERSION. `time` names the column by which the table is partitioned
     (a hypertable where TimescaleDB is available); it then must be part of the key. An `append_only` table
-    is a ledger: no replay ever replaces it, one can only be compared with it.
+    is a ledger: no replay ever replaces it, one can only be compared with it. A ledger may be `chained`:
+    each row's hash covers the row before (docs/adr/0061), but for the `personal` columns, which can be erased.
     """
 
     name: str
@@ -191,6 +192,8 @@ class Table:
     order_by: str | None = None
     time: str | None = None
     append_only: bool = False
+    chained: bool = False
+    personal: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         owner = f"Table {self.name}"
@@ -222,6 +225,21 @@ class Table:
             self.append_only,
             "let the first row win: the other merges change rows",
         )
+        _require(
+            self.append_only or not self.chained,
+            owner,
+            "chained",
+            self.chained,
+            "chain append-only tables only: a row that changes has no place in a chain",
+        )
+        for column in self.personal:
+            _require(
+                self.chained and column in self.columns and column not in self.key,
+                owner,
+                "personal",
+                self.personal,
+                f"let {column} be a column of a chained table, beside its key",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ import importlib
 import sys
 
 from infra import process
+from infra.ledger.heads import HeadSigner
 from infra.settings import Settings
 from infra.telemetry.health import Health
 from infra.watchdog import Watchdog
@@ -15,11 +16,18 @@ from sinks.runtime import Sink
 
 def main(settings: Settings, health: Health) -> None:
     pipeline = PIPELINES[sys.argv[1]]
-    rows = importlib.import_module(f"sinks.{pipeline.name}").ROWS
-    sink = Sink(settings, pipeline, rows, health, settings.text("instance"))
+    domain = importlib.import_module(f"sinks.{pipeline.name}")
+    told = getattr(domain, "TOLD", None)
+    sink = Sink(settings, pipeline, domain.ROWS, health, settings.text("instance"), told)
     process.on_termination(sink.ending.set)
     watched = Watchdog(settings.kafka, [sink.progress], settings.number("watchdog_s"))
-    sink.run()
+    ledgers = [table for table in pipeline.tables if table.chained]
+    signer = HeadSigner(settings, ledgers) if ledgers else None
+    try:
+        sink.run()
+    finally:
+        if signer is not None:
+            signer.close()
     watched.close()
 
 

@@ -6,7 +6,7 @@ in Postgres' binary form (pgpq). Whatever the database refuses of a block is fou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -86,16 +86,36 @@ class Layout:
         fields = zip(names, (ARROW_TYPES[oid] for oid in oids), strict=True)
         self.schema = pa.schema([pa.field(name, type_) for name, type_ in fields])
 
-    def copy_data(self, parts: Sequence[Mapping[str, Any]]) -> bytes:
-        """The parts, one after the other, as COPY reads them. Raises `pa.ArrowException` for a misfit."""
-        encoder = pgpq.ArrowToPostgresBinaryEncoder(self.schema)
+    def batch(self, parts: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
+        """The parts, one after the other. Raises `pa.ArrowException` for a misfit."""
         # Together: each cast costs something whatever it is given.
         arrays = [
             pa.concat_arrays([_array(columns[field.name]) for columns in parts]).cast(field.type)
             for field in self.schema
         ]
-        batch = pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+    def copy_data(self, parts: Sequence[Mapping[str, Any]]) -> bytes:
+        """The parts, one after the other, as COPY reads them. Raises `pa.ArrowException` for a misfit."""
+        encoder = pgpq.ArrowToPostgresBinaryEncoder(self.schema)
+        batch = self.batch(parts)
         return encoder.write_header() + encoder.write_batch(batch) + encoder.finish()
+
+    def pieces(self, parts: Sequence[Mapping[str, Any]], first: int) -> Iterator[tuple[bytes, bytes]]:
+        """Each row as binary COPY has it, without its number of columns: the `first` columns, and the others.
+        Raises `pa.ArrowException` for a misfit."""
+        batch = self.batch(parts)
+        encoder = pgpq.ArrowToPostgresBinaryEncoder(self.schema)
+        begin = len(encoder.write_header())
+        data = bytes(begin) + encoder.write_batch(batch) + encoder.finish()
+        # Where each value ends, row after row.
+        lengths = np.stack([np.full(len(batch), _COUNT_BYTES), *map(_lengths, batch.columns)], axis=1)
+        ends = np.cumsum(lengths.ravel()).reshape(lengths.shape) + begin
+        if len(batch) and int(ends[-1, -1]) + _TRAILER_BYTES != len(data):
+            raise pa.ArrowInvalid(f"rows up to {int(ends[-1, -1])} were written in {len(data)} bytes")
+        begins, splits, stops = (ends[:, n].tolist() for n in (0, first, -1))
+        for begin, split, stop in zip(begins, splits, stops, strict=True):
+            yield data[begin:split], data[split:stop]
 
 
 def layout_of(names: Sequence[str], oids: Sequence[int]) -> Layout | None:
@@ -104,6 +124,31 @@ def layout_of(names: Sequence[str], oids: Sequence[int]) -> Layout | None:
         return Layout(names, oids)
     except LookupError:
         return None
+
+
+_COUNT_BYTES, _TRAILER_BYTES = 2, 2
+_ARRAY_BYTES = 20
+
+
+def _lengths(column: pa.Array) -> npt.NDArray[np.int64]:
+    """How many bytes each value takes in binary COPY, with its length before it."""
+    kind = column.type
+    if pa.types.is_string(kind):
+        sizes = pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    elif pa.types.is_list(kind):
+        texts = column.flatten()
+        each = pc.fill_null(pc.binary_length(texts), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+        before = np.concatenate([[0], np.cumsum(each + 4)])
+        counts = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+        ends = np.cumsum(counts.astype(np.int64))
+        sizes = before[ends] - before[ends - counts] + _ARRAY_BYTES
+    else:
+        width = 1 if pa.types.is_boolean(kind) else kind.bit_width // 8
+        sizes = np.full(len(column), width, dtype=np.int64)
+    if column.null_count:
+        sizes = np.where(column.is_null().to_numpy(zero_copy_only=False), 0, sizes)
+    found: npt.NDArray[np.int64] = sizes + 4
+    return found
 
 
 def _array(values: Any) -> pa.Array:

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from schemas.fraud import CARD_LEDGER
 from sinks.blocks import ms
+from sinks.outbox import Told
 from sinks.rows import Event, Row, RowMapping, from_ms
 
 _TIME = CARD_LEDGER.columns.index("occurred_at")
@@ -25,3 +26,5 @@ def _ledger_columns(decisions: pa.RecordBatch) -> dict[str, pa.Array]:
 
 
 ROWS: tuple[RowMapping, ...] = (RowMapping(CARD_LEDGER, _ledger, _ledger_columns),)
+
+TOLD = Told(CARD_LEDGER)

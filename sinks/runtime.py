@@ -15,6 +15,7 @@ from infra.settings import Settings
 from infra.telemetry.health import Health
 from infra.telemetry.metrics import TRANSIENT_ERRORS
 from schemas.declare import Pipeline
+from sinks.outbox import Outbox, Told
 from sinks.rows import RowMapping
 from sinks.writer import Transient, Writer
 
@@ -28,7 +29,7 @@ OBSERVE_SECONDS = 1.0
 
 
 class Sink:
-    """The sink of one pipeline in one process. `instance` tells workers apart."""
+    """The sink of one pipeline in one process. `instance` tells workers apart; `told` goes to the outbox."""
 
     def __init__(
         self,
@@ -37,6 +38,7 @@ class Sink:
         mappings: tuple[RowMapping, ...],
         health: Health,
         instance: str = "0",
+        told: Told | None = None,
     ) -> None:
         self._health = health
         self._batch_records = settings.number("batch_records")
@@ -51,6 +53,7 @@ class Sink:
             lambda: sink_url(settings.database_sink_url),
             self.progress,
             DeadLetterLimit(pipeline.sink_name, settings.number("dead_letter_limit_pct")),
+            outbox=Outbox(told, told.table.topic.name, pipeline.sink_name) if told else None,
         )
         self._source = Source(
             settings.kafka,

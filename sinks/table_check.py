@@ -21,6 +21,7 @@ from psycopg import sql
 
 from infra.checkpoints import TopicPartition
 from infra.columns import events_of
+from infra.ledger.erasure import ERASED
 from infra.postgres import Connection
 from infra.verification import Check, Place
 from schemas.declare import Table
@@ -348,8 +349,20 @@ def _comparison(table: Table, stage: sql.Identifier) -> sql.Composed:
     """For each staged row what the table has under its key, as a `Kind`."""
 
     def row_of(alias: str) -> sql.Composed:
-        values = sql.SQL(", ").join(sql.Identifier(alias, c) for c in table.columns)
+        values = sql.SQL(", ").join(
+            # What was erased cannot be compared; that it was rightly is for `verify ledger` to say.
+            sql.SQL("CASE WHEN {} THEN NULL ELSE {} END").format(erased, sql.Identifier(alias, c))
+            if c in table.personal
+            else sql.Identifier(alias, c)
+            for c in table.columns
+        )
         return sql.SQL("ROW({})").format(values)
+
+    erased: sql.Composable = sql.SQL("false")
+    if table.personal:
+        erased = sql.SQL("t.seal_key IS NULL AND (t.seal IS NOT NULL OR starts_with({}, {}))").format(
+            sql.Identifier("t", table.personal[0]), sql.Literal(ERASED)
+        )
 
     earlier = sql.SQL("t.source_partition <> s.source_partition OR t.source_offset < s.source_offset")
     if table.order_by is None:

@@ -34,6 +34,7 @@ from infra.checkpoints import Checkpoints, Claim, LogBounds, Move, TopicPartitio
 from infra.codec import Codec, IsTick, schema_id_of
 from infra.columns import Columns, events_of
 from infra.dead_letter_limit import NEVER_PCT, DeadLetterLimit
+from infra.ledger.chain import ChainHead
 from infra.postgres import Connection, DatabaseUrl, Failure, classify, connect
 from infra.progress import Progress
 from infra.telemetry.metrics import (
@@ -46,6 +47,8 @@ from infra.telemetry.metrics import (
 )
 from schemas.declare import Merge, Pipeline, Table, Topic
 from sinks.blocks import Block, Layout, layout_of
+from sinks.chains import Chained, ChainMoved, Linking, framed
+from sinks.outbox import Outbox, batch_of
 from sinks.rows import Event, Row, RowMapping, from_ms
 
 log = logging.getLogger(__name__)
@@ -109,6 +112,8 @@ class _Target:
     merge: sql.Composed
     layout: Layout | None
     """How blocks are copied into it; None where rows are."""
+    chain: Chained | None = None
+    """How rows get into its chain; None where it has none, or a replay writes."""
     partitions: set[float] = field(default_factory=set)
 
 
@@ -143,9 +148,14 @@ class Writer:
         limit: DeadLetterLimit | None = None,
         *,
         replaying: bool = False,
+        outbox: Outbox | None = None,
     ) -> None:
-        """With `replaying`, a row's `source_offset` is -1 - offset: its topic is the replay's own."""
+        """With `replaying`, a row's `source_offset` is -1 - offset: its topic is the replay's own.
+
+        `outbox` is told of new rows; a replay of any kind has none.
+        """
         self._replaying = replaying
+        self._outbox = outbox
         self.pipeline = pipeline
         self.name = pipeline.sink_name
         self.checkpoints = Checkpoints(self.name)
@@ -168,6 +178,7 @@ class Writer:
         self._epochs: dict[TopicPartition, int] = {}
         self._positions: dict[TopicPartition, int] = {}
         self._failed: KafkaError | None = None
+        self._linking: Linking | None = None
 
     @property
     def topics(self) -> list[str]:
@@ -224,7 +235,12 @@ class Writer:
         with self._database() as connection:
             if not self._targets:
                 self._targets = [
-                    _target(connection, t, counts=t.name in {e.table for e in self.pipeline.evidence})
+                    _target(
+                        connection,
+                        t,
+                        counts=t.name in {e.table for e in self.pipeline.evidence},
+                        chained=t.chained and not self._replaying,
+                    )
                     for t in self.pipeline.tables
                 ]
                 self._prepare_staging(connection)
@@ -331,6 +347,7 @@ class Writer:
             if (at := TopicPartition(e["topic"], e["partition"])) in behind and e["offset"] >= current[at]
         ]
         blocks = [b.since(current[b.at]) for b in blocks if b.at in behind]
+        self._linking = Linking(cursor, current)
         refused: list[tuple[_Item, _Refused]] = []
         duplicates = self._store_blocks(connection, cursor, blocks)
         if duplicates is None:
@@ -388,6 +405,13 @@ class Writer:
         if moves:
             cursor.execute(_RANGE_RECORDS, (self.name, *map(list, zip(*ranges, strict=True))))
             self.checkpoints.advance(cursor, moves)
+        try:
+            self._linking.store()
+        except ChainMoved as error:
+            raise Transient(str(error)) from error
+        if self._outbox is not None:
+            left = [i for i in items if id(i) not in refused_items]
+            self._tell(connection, cursor, self._outbox, blocks, left, all_new=not duplicates and not items)
         return Written(
             {b.at: max(b.next_offset, current[b.at]) for b in batches},
             records_total,
@@ -396,6 +420,26 @@ class Writer:
             len(refused),
         )
 
+    @staticmethod
+    def _tell(
+        connection: Connection,
+        cursor: Cursor,
+        outbox: Outbox,
+        blocks: Sequence[Block],
+        items: Sequence[_Item],
+        *,
+        all_new: bool,
+    ) -> None:
+        """Write what the outside is told of these rows."""
+        topic = outbox.told.table.topic
+        parts = [(b.events, b.at.partition, b.offsets) for b in blocks if b.topic.name == topic.name]
+        for item in items:
+            if item.topic.name == topic.name:
+                offsets = np.array([item.message.offset()], dtype=np.int64)
+                parts.append((batch_of(item.event), item.at.partition, offsets))
+        if parts:
+            outbox.write(connection, cursor, parts, all_new=all_new)
+
     # Rows
 
     def _store_blocks(
@@ -403,11 +447,16 @@ class Writer:
     ) -> dict[TopicPartition, int] | None:
         """Store all blocks and count duplicates; None where not all of them can be, and nothing is stored."""
         duplicates: dict[TopicPartition, int] = {}
+        assert self._linking is not None
+        mark = self._linking.marked()
         try:
             with connection.transaction():
                 for index, target in enumerate(self._targets):
                     parts = [b for b in blocks if index in b.columns and len(b)]
                     if not parts:
+                        continue
+                    if target.chain is not None:
+                        self._chain_blocks(connection, cursor, target, target.chain, parts, index, duplicates)
                         continue
                     if target.layout is None:
                         raise _Refused("its columns are copied row by row", None, None)
@@ -420,8 +469,86 @@ class Writer:
                     written = self._copy_one(connection, cursor, target, put, rows, duplicates)
                     ROWS_WRITTEN.labels(self.name, target.table.topic.name).inc(written)
         except (_Refused, pa.ArrowException):
+            self._linking.back_to(mark)
             return None
         return duplicates
+
+    def _chain_blocks(
+        self,
+        connection: Connection,
+        cursor: Cursor,
+        target: _Target,
+        chain: Chained,
+        parts: Sequence[Block],
+        index: int,
+        duplicates: dict[TopicPartition, int],
+    ) -> None:
+        """Copy blocks into a chained table, each row behind the one before; not again what it has already."""
+        if chain.layout is None or target.layout is None:
+            raise _Refused("its columns are copied row by row", None, None)
+        linking, table = self._linking, target.table
+        assert linking is not None
+        columns = [block.columns[index] for block in parts]
+        places = [block.at.partition for block in parts for _ in range(len(block))]
+        pieces = list(chain.layout.pieces(columns, len(chain.columns.personal)))
+        mark = linking.marked()
+        try:
+            with connection.transaction():
+                self._copy_chained(cursor, target, chain, pieces, places)
+            written = len(pieces)
+        except psycopg.errors.UniqueViolation:
+            linking.back_to(mark)  # the chains' rows were let go with the savepoint
+            with _refusing():
+                self._copy_data(cursor, target.layout.copy_data(columns), target.copy_stage)
+            written = self._copy_new(cursor, target, chain, pieces, places, duplicates)
+        ROWS_WRITTEN.labels(self.name, table.topic.name).inc(written)
+
+    def _copy_new(
+        self,
+        cursor: Cursor,
+        target: _Target,
+        chain: Chained,
+        pieces: Sequence[tuple[bytes, bytes]],
+        places: Sequence[int],
+        duplicates: dict[TopicPartition, int],
+    ) -> int:
+        """Copy those of the rows, which are staged, that the table does not have; returns how many."""
+        with _refusing():
+            new = sorted(int(n) for (n,) in cursor.execute(chain.new).fetchall())
+            cursor.execute(sql.SQL("TRUNCATE {}").format(_stage(target.table)))
+            try:
+                self._copy_chained(cursor, target, chain, [pieces[n] for n in new], [places[n] for n in new])
+            except psycopg.errors.UniqueViolation as error:
+                raise Transient(f"another sink stored the same row meanwhile: {error}") from error
+        left = Counter(places)
+        left.subtract(Counter(places[n] for n in new))
+        for partition, n in left.items():
+            if n and target.counts:
+                at = TopicPartition(target.table.topic.name, partition)
+                duplicates[at] = duplicates.get(at, 0) + n
+        return len(new)
+
+    def _copy_chained(
+        self,
+        cursor: Cursor,
+        target: _Target,
+        chain: Chained,
+        pieces: Sequence[tuple[bytes, bytes]],
+        places: Sequence[int],
+    ) -> None:
+        """Put rows behind the chains of their partitions, and copy them. Raises UniqueViolation."""
+        assert self._linking is not None
+        made: list[bytes] = []
+        heads: dict[int, ChainHead] = {}
+        by_partition: dict[int, list[tuple[bytes, bytes]]] = {}
+        for piece, partition in zip(pieces, places, strict=True):
+            by_partition.setdefault(partition, []).append(piece)
+        for partition, mine in by_partition.items():
+            rows, heads[partition] = self._linking.link(target.table, partition, mine, len(mine), chain.count)
+            made += rows
+        if made:
+            self._copy_data(cursor, framed(made), chain.copy)
+            self._linking.moved(target.table, heads)
 
     def _store(
         self,
@@ -433,10 +560,13 @@ class Writer:
         """Store the items' rows, moving those that the database refuses to `refused`; counts duplicates."""
         if not items:
             return {}
+        assert self._linking is not None
+        mark = self._linking.marked()
         try:
             with connection.transaction():
                 return self._copy_all(connection, cursor, items)
         except _Refused as refusal:
+            self._linking.back_to(mark)
             if refusal.row is not None or len(items) == 1:
                 culprit = items[refusal.row if refusal.row is not None else 0]
                 refused.append((culprit, refusal))
@@ -464,7 +594,14 @@ class Writer:
             by_partition = Counter(row[-2] for row in rows)
             put = partial(self._copy, cursor, target, rows)
             try:
-                written = self._copy_one(connection, cursor, target, put, by_partition, duplicates)
+                if target.chain is not None:
+                    with _refusing():
+                        put(target.copy_stage)
+                        pieces = target.chain.read_staged(cursor)
+                    places = [row[-2] for row in rows]
+                    written = self._copy_new(cursor, target, target.chain, pieces, places, duplicates)
+                else:
+                    written = self._copy_one(connection, cursor, target, put, by_partition, duplicates)
             except _Refused as refusal:
                 if refusal.row is not None:
                     refusal.row = owners[refusal.row]
@@ -687,7 +824,7 @@ def _stage(table: Table) -> sql.Identifier:
     return sql.Identifier("pg_temp", f"stage_{table.name}")
 
 
-def _target(connection: Connection, table: Table, counts: bool) -> _Target:
+def _target(connection: Connection, table: Table, counts: bool, chained: bool = False) -> _Target:
     """Look the table up in the database and compose its statements. Raises LookupError where it differs."""
     columns = (*table.columns, *SOURCE_COLUMNS)
     types: dict[str, int] = {
@@ -739,6 +876,7 @@ def _target(connection: Connection, table: Table, counts: bool) -> _Target:
     return _Target(
         table=table,
         layout=layout_of(columns, [types[c] for c in columns]),
+        chain=Chained.of(connection, table, _stage(table), types) if chained else None,
         types=[types[c] for c in columns],
         counts=counts,
         time=columns.index(table.time) if table.time else None,

@@ -22,7 +22,10 @@ app = typer.Typer()
 @app.command()
 def verify(
     pipeline: Annotated[
-        str | None, typer.Argument(help="A pipeline, or all of them; `audit`: the audit log.")
+        str | None,
+        typer.Argument(
+            help="A pipeline, or all of them; `audit`: the audit log; `ledger`: the ledger's chains."
+        ),
     ] = None,
     first: Annotated[
         str | None, typer.Option("--from", help="First offset of each partition, or a time (ISO 8601).")
@@ -43,9 +46,16 @@ def verify(
     `verify audit` walks the chains of the audit log and compares them with the heads that were signed outside
     the database: what was altered, moved, deleted or cut off. Exit code 1 names the first such entry of each
     chain.
+
+    `verify ledger` recomputes the chains of the ledgers and compares them with the heads that were signed
+    outside of the database: what was edited, deleted, moved or cut off. Exit code 1 names the first such row
+    of each chain.
     """
     if pipeline == "audit":
         _audit(as_json)
+        return
+    if pipeline == "ledger":
+        _ledger(as_json)
         return
     import psycopg
 
@@ -154,6 +164,40 @@ def _audit(as_json: bool) -> None:
             f"{uncovered}: the log {verdict} ({account.seconds:.1f} s)"
         )
     if not account.clean:
+        raise typer.Exit(1)
+
+
+def _ledger(as_json: bool) -> None:
+    import psycopg
+
+    from infra.ledger.heads import open_heads
+    from infra.ledger.verify import verify as run
+    from infra.postgres import connect
+    from schemas.pipelines import PIPELINES
+
+    settings = Settings.load()
+    heads = open_heads(settings)
+    tables = [table for one in PIPELINES for table in one.tables if table.chained]
+    try:
+        with connect(settings.database_url, "millrace-verify") as connection:
+            accounts = [run(connection, heads, table) for table in tables]
+    except (psycopg.Error, LookupError) as error:
+        _fail(f"the ledger cannot be read ({' '.join(str(error).split())}); see `millrace status`")
+    if as_json:
+        typer.echo(json.dumps([account.document() for account in accounts], indent=2))
+    else:
+        for account in accounts:
+            for finding in account.findings:
+                typer.echo(f" ✗ {finding.sentence}")
+            verdict = "is what was written" if account.clean else "is not what was written"
+            counted = [
+                f"{account.rows:,} rows, {account.chains:,} chains, {account.heads:,} signed heads",
+                *([f"{account.uncovered:,} rows after the last signed head"] if account.uncovered else []),
+                *([f"{account.before:,} rows of before the chains"] if account.before else []),
+                *([f"{account.erased:,} rows erased"] if account.erased else []),
+            ]
+            typer.echo(f" {account.table}: {'; '.join(counted)}: it {verdict} ({account.seconds:.1f} s)")
+    if not all(account.clean for account in accounts):
         raise typer.Exit(1)
 
 

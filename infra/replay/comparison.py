@@ -131,7 +131,9 @@ def _compare(
         sql.Identifier(home(connection, table.name), table.name),
         sql.Identifier(run.schema, table.name),
     )
-    values = [c for c in table.columns if c not in table.key and c not in ignored]
+    # Personal columns are no answers, and may have been erased from the live table.
+    untold = {*table.key, *table.personal, *ignored}
+    values = [c for c in table.columns if c not in untold]
     differs = (
         sql.SQL(" OR ").join(
             sql.SQL("l.{c} IS DISTINCT FROM r.{c}").format(c=sql.Identifier(c)) for c in values

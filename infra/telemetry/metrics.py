@@ -24,6 +24,7 @@ LABELS: Final = {
     "producer": "connector or processor that writes, as `gateway`",
     "topic": "topic",
     "partition": "partition number",
+    "kind": "`webhook` or `email`",
     "outcome": "what became of it; the meaning lists the values",
     "service": "`gateway`, `api` or `registry`",
     "method": "HTTP method",
@@ -179,6 +180,38 @@ LIMITED = _counter(
 )
 LIMITS_LOCAL = _gauge(
     "limits_local", (), "0 or 1", "Whether tokens are counted by this process alone, as Redis is away."
+)
+
+# What leaves the platform
+
+OUTBOX_ROWS = _counter(
+    "outbox_rows_total",
+    CONSUMER,
+    "rows",
+    "Rows written to the outbox: decisions that somebody subscribed to.",
+)
+DELIVERIES = _counter(
+    "outward_deliveries_total",
+    ("kind", "outcome"),
+    "attempts",
+    "Attempts to deliver: `delivered`, `refused` (an answer that is not 2xx), `unreachable` (no answer, or a"
+    " forbidden address), `gone` (410), `lost` (another process had the lease by then).",
+)
+DELIVERY_SECONDS = _histogram(
+    "outward_delivery_seconds", ("kind",), "seconds", "From the first byte sent until the answer was read."
+)
+DELIVERIES_PENDING = _gauge("outward_pending", (), "deliveries", "Deliveries that wait, of active endpoints.")
+DELIVERY_AGE_SECONDS = _gauge(
+    "outward_oldest_seconds", (), "seconds", "Age of the oldest delivery that waits, of active endpoints."
+)
+ENDPOINTS_DISABLED = _gauge("outward_disabled", (), "endpoints", "Endpoints that are disabled.")
+
+LEDGER_HEADS = _counter("ledger_heads_total", (), "heads", "Heads of the ledger's chains that were signed.")
+LEDGER_SIGNINGS = _counter(
+    "ledger_signings_total",
+    (),
+    "times",
+    "How often the ledger's heads were looked at, and signed if they moved.",
 )
 
 # Processes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from schemas.declare import DAY_MS, Evidence, Pipeline, Processor, Table, Topic
+from schemas.declare import DAY_MS, Effect, Evidence, Pipeline, Processor, Table, Topic
 
 CARD_TRANSACTIONS = Topic(
     domain="fraud",
@@ -30,6 +30,10 @@ FRAUD_SCORING = Processor(
     code_version=3,
     # A card's windows and lateness reach back 8 days, and it is forgotten when it is idle for as long.
     memory_ms=17 * DAY_MS,
+    effects=(
+        Effect(name="webhooks", topic=CARD_DECISIONS, about="Receivers of webhooks are told of decisions"),
+        Effect(name="alerts", topic=CARD_DECISIONS, about="Mails tell of high risks"),
+    ),
 )
 
 CARD_LEDGER = Table(
@@ -39,6 +43,8 @@ CARD_LEDGER = Table(
     columns=tuple(CARD_DECISIONS.fields),
     time="occurred_at",
     append_only=True,
+    chained=True,
+    personal=("card_id", "customer_id"),
 )
 
 PIPELINE = Pipeline(

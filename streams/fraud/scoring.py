@@ -177,7 +177,6 @@ class FraudScoring:
         new = np.flatnonzero(first == np.arange(len(first)))
         answers: list[bytes | None] = [None] * len(records)
         if len(new):
-<<<<<<< HEAD
             batch = records.batch if len(new) == len(records) else records.batch.take(pa.array(new))
             states = [
                 (stretch.state.declines, *np.searchsorted(new, (stretch.start, stretch.end)).tolist())
@@ -187,13 +186,6 @@ class FraudScoring:
             decided = _decisions(
                 batch, known, _named(rules, found.named[new]), rules, versions.get("model"), states
             )
-=======
-            all_new = len(new) == len(records)
-            batch = records.batch if all_new else records.batch.take(pa.array(new))
-            windows = found.windows if all_new else found.windows[new]
-            rules: Rules = versions.get("rules") or NO_RULES
-            decided = _decisions(batch, windows, rules, versions.get("model"))
->>>>>>> latency
             for row, value in zip(new.tolist(), out.encode(CARD_DECISIONS, decided), strict=True):
                 answers[row] = value
         for stretch in stretches:
@@ -307,7 +299,6 @@ def _decisions(
     found = features(numbers, {name: batch.column(name) for name in RULE_TEXTS})
     scores = None if model is None else model.scores(found)
     model_risk = np.zeros(count) if scores is None else scores.risk
-<<<<<<< HEAD
     chance = None if scores is None else scores.chance
     columns = Columns(
         numbers["occurred_at"],
@@ -321,29 +312,6 @@ def _decisions(
         },
         {name: batch.column(name) for name in RULE_TEXTS},
         {"windows_complete": known["windows_complete"] == 1},
-=======
-    fired = rules.fired({**found, **texts, "late_ms": known["late_ms"]})
-    safe = 1.0 - model_risk
-    declined, reviewed = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
-    reasons, ids = _Notes(), _Notes()
-    for rule, fires in fired:
-        safe = np.where(fires, safe * (1.0 - rule.score), safe)
-        (declined if rule.action == "decline" else reviewed)[fires] = True
-        rows = np.flatnonzero(fires)
-        reasons.add(rows, rule.reason)
-        ids.add(rows, rule.id)
-    chance = None
-    if scores is not None:
-        chance = scores.chance
-        _explain(reasons, scores.rarity, RARITY_REASONS)
-        if chance is not None:
-            _explain(reasons, chance, CHANCE_REASONS)
-    risk = np.rint(np.clip(1.0 - safe, 0.0, 1.0) * 10_000) / 10_000
-    decision = np.where(
-        declined | (risk >= DECLINE_RISK),
-        "DECLINE",
-        np.where(reviewed | (risk >= REVIEW_RISK), "REVIEW", "APPROVE"),
->>>>>>> latency
     )
     fired = rules.fired(columns)
     capped = _capped(rules, fired, model_risk, numbers["occurred_at"] // DAY_MS, states)
@@ -369,16 +337,11 @@ def _decisions(
         "model_risk": model_risk,
         "risk": risk,
         "decision": pa.array(decision, type=pa.string()),
-<<<<<<< HEAD
         "reasons": _by_row(count, said),
         "fired_rules": _by_row(count, [(rule.key, where) for rule, where in fired.decides]),
         "capped_rules": _by_row(count, list(capped.items())),
         "shadow_rules": _by_row(count, [(rule.key, where) for rule, where in fired.shadow]),
         "shadow_decision": _shadow_decision(rules, fired, model_risk, decision),
-=======
-        "reasons": reasons.of(count),
-        "fired_rules": ids.of(count),
->>>>>>> latency
         "rules_version": np.full(count, rules.version, dtype=np.int32),
         "model_version": np.full(count, 0 if model is None else model.version, dtype=np.int32),
         "code_version": np.full(count, FRAUD_SCORING.code_version, dtype=np.int32),
@@ -386,7 +349,6 @@ def _decisions(
     return pa.RecordBatch.from_pydict({name: values[name] for name in CARD_DECISIONS.fields})
 
 
-<<<<<<< HEAD
 def _decided(risk: Floats, declined: Bools, reviewed: Bools) -> npt.NDArray[np.str_]:
     return np.where(
         declined | (risk >= DECLINE_RISK),
@@ -452,36 +414,6 @@ def _lists(values: Ints) -> pa.ListArray:
     count, width = values.shape
     offsets = np.arange(count + 1, dtype=np.int32) * width
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.ravel()))
-=======
-class _Notes:
-    """Texts about rows, and of each row those about it, in the order in which they were added."""
-
-    def __init__(self) -> None:
-        self._rows: list[Ints] = []
-        self._texts: list[str] = []
-
-    def add(self, rows: Ints, text: str) -> None:
-        """A text about these rows."""
-        self._rows.append(rows)
-        self._texts.append(text)
-
-    def of(self, count: int) -> pa.ListArray:
-        """The texts of each of `count` rows."""
-        rows = np.concatenate([np.empty(0, dtype=np.int64), *self._rows])
-        which = np.repeat(np.arange(len(self._texts)), [len(r) for r in self._rows])
-        ends = np.cumsum(np.bincount(rows, minlength=count))
-        offsets = np.concatenate([[0], ends]).astype(np.int32)
-        texts = pa.array(self._texts, pa.string()).take(pa.array(which[np.argsort(rows, kind="stable")]))
-        return pa.ListArray.from_arrays(offsets, texts)
-
-
-def _explain(reasons: _Notes, values: npt.NDArray[np.float64], levels: Sequence[tuple[float, str]]) -> None:
-    """Add the reason of the highest level that a row's value reaches."""
-    above = np.inf
-    for level, reason in levels:
-        reasons.add(np.flatnonzero((values >= level) & (values < above)), reason)
-        above = level
->>>>>>> latency
 
 
 def _scoped(tenants: pa.Array, names: pa.Array) -> list[str]:

@@ -32,6 +32,7 @@ GATEWAY = {"role": "connector", "pipeline": "gateway", "job": "millrace"}
 PRODUCER = GATEWAY | {"producer": "gateway"}
 REQUESTS = GATEWAY | {"service": "gateway", "method": "POST", "route": "/v1/transactions"}
 BRIDGE = {"role": "connector", "pipeline": "mqtt", "job": "millrace"}
+WEBHOOKS = {"role": "connector", "pipeline": "webhooks", "job": "millrace"}
 SUPERVISOR = {"role": "supervisor", "pipeline": "all", "job": "millrace"}
 
 
@@ -107,6 +108,11 @@ HEALTHY: dict[str, str] = {
     of("mqtt_connected", GATEWAY): always(0),
     of("condition", SUPERVISOR, condition="sink-fraud"): always(1),
     of("process_restarts_total", SUPERVISOR, process="sink-fraud"): always(1),
+    of("outward_oldest_seconds", WEBHOOKS): always(2),
+    of("outward_oldest_seconds", GATEWAY): always(0),
+    of("outward_disabled", WEBHOOKS): always(0),
+    of("ledger_signings_total", SINK): rising(1),
+    of("ledger_signings_total", GATEWAY): always(0),
     of("ready", GATEWAY): always(1),
     of("up", GATEWAY): always(1),
     of("up", SUPERVISOR): always(1),
@@ -203,6 +209,15 @@ CASES = [
     Case("HttpErrors", passes={of("http_requests_total", REQUESTS, status="500"): "0x60 0+90x6 540x92"}),
     quantile("HttpSlow", "http_request_seconds", REQUESTS, fires=5, passes=2.5),
     case("MqttDisconnected", of("mqtt_connected", BRIDGE), always(0), peak(1, 0, 0.75)),
+    case("DeliveriesWait", of("outward_oldest_seconds", WEBHOOKS), always(1_200), peak(2, 1_200, 3)),
+    Case("DeliveriesWait", passes={of("outward_oldest_seconds", WEBHOOKS): always(800)}),
+    case("EndpointDisabled", of("outward_disabled", WEBHOOKS), always(1), peak(0, 1, 3)),
+    case(
+        "LedgerHeadsOld",
+        of("ledger_signings_total", SINK),
+        always(9),
+        passes=f"0+1x60 60x8 60+1x{STEPS - 70}",
+    ),
     case("ProcessDown", of("condition", SUPERVISOR, condition="sink-fraud"), always(0), peak(1, 0, 0.75)),
     case(
         "ProcessRestarts",

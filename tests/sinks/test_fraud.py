@@ -11,6 +11,7 @@ import pytest
 from psycopg import sql
 
 from infra import versions
+from infra.ledger.chain import CHAIN_COLUMNS
 from infra.postgres import Connection, connect
 from infra.settings import Settings
 from models.rules.ruleset import RuleSet
@@ -54,6 +55,8 @@ def test_a_decision_comes_back_as_it_was(connection: Connection) -> None:
     names = [column.name for column in cursor.description]
     found = dict(zip(names, cursor.fetchone() or (), strict=True))
     expected = DECISION | {"occurred_at": from_ms(DECISION["occurred_at"])}
+    for column in CHAIN_COLUMNS:  # the sink's own part: tests/infra/ledger
+        del found[column]
     assert found == expected | {"source_partition": 3, "source_offset": 42}
 
 
@@ -87,16 +90,22 @@ def test_the_ledger_is_append_only(connection: Connection, statement: str, super
     assert connection.execute("SELECT count(*) FROM card_ledger").fetchone() == (1,)
 
 
-def test_erasure_is_a_superusers_who_says_so(connection: Connection) -> None:
-    """Only with a reason, and only as a superuser, rows can be erased."""
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM card_ledger",
+        "UPDATE card_ledger SET card_id = 'erased:1'",
+        "UPDATE card_ledger SET card_id = 'another', customer_id = NULL, seal_key = NULL",
+        "UPDATE card_ledger SET card_id = 'erased:1', customer_id = NULL, seal_key = NULL, risk = 0",
+    ],
+)
+def test_an_erasure_changes_personal_columns_alone(connection: Connection, statement: str) -> None:
+    """Under the name of an erasure nothing passes but what an erasure does, and no row goes."""
     store(connection)
-    connection.execute("SET LOCAL millrace.erasure = 'request 4711'")
-    _act_as(connection, superuser=False)
+    connection.execute("SET LOCAL millrace.erasure = '1'")
     with pytest.raises(psycopg.errors.InsufficientPrivilege), connection.transaction():
-        connection.execute("DELETE FROM card_ledger")
-    connection.execute("RESET SESSION AUTHORIZATION")
-    _act_as(connection, superuser=True)
-    assert connection.execute("DELETE FROM card_ledger").rowcount == 1
+        connection.execute(statement.encode())
+    connection.execute("UPDATE card_ledger SET card_id = 'erased:1', customer_id = NULL, seal_key = NULL")
 
 
 def _act_as(connection: Connection, superuser: bool) -> None:
