@@ -471,6 +471,7 @@ class Settings:
     def audit_heads(self) -> Path:
         return Path(self.text("audit_heads"))
 
+    @property
     def ledger_keys(self) -> Path:
         return Path(self.text("ledger_keys"))
 

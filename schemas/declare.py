@@ -180,8 +180,8 @@ class Table:
     `source_partition` and `source_offset`, which every sink table has. `order_by` names the column
     that decides NEWEST or HIGHEST_VERSION. `time` names the column by which the table is partitioned
     (a hypertable where TimescaleDB is available); it then must be part of the key. An `append_only` table
-    is a ledger: no replay ever replaces it, one can only be compared with it. A ledger may be `chained`:
-    each row's hash covers the row before (docs/adr/0061), but for the `personal` columns, which can be erased.
+    is a ledger: no replay ever replaces it, one can only be compared with it. A ledger may be `chained`: each
+    row's hash covers the row before (docs/adr/0061), but for `personal` columns, which can be erased.
     """
 
     name: str

@@ -76,8 +76,8 @@ async def _tailed(
     with console.streams.taken(), console.tails.taken():
         try:
             console.require(Part.BROKER, Part.REGISTRY)
-            servers, codec = console.settings.kafka_bootstrap_servers, console.codec
-            tail = await console.tailing(lambda: Tail(servers, codec, topic, wanted, since))
+            kafka, codec = console.settings.kafka, console.codec
+            tail = await console.tailing(lambda: Tail(kafka, codec, topic, wanted, since))
             spoke = time.monotonic()
             while not console.ending.is_set():
                 taken = await console.tailing(tail.take)

@@ -284,7 +284,7 @@ class Observer:
             # With a logger: while the broker is away, librdkafka has much to say.
             self._admin = AdminClient(
                 {
-                    "bootstrap.servers": self._settings.kafka_bootstrap_servers,
+                    **self._settings.kafka.config(),
                     **CONNECTING,
                     "socket.timeout.ms": 10_000,
                     "log_level": 5,

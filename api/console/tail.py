@@ -18,6 +18,7 @@ from api.console.filters import Filter
 from infra.broker import CONNECTING, LIBRDKAFKA, admin
 from infra.checkpoints import TopicPartition
 from infra.codec import Codec, IsTick, Undecodable
+from infra.kafka_access import KafkaAccess
 from infra.topic_log import at_time, ends, partitions, starts
 from schemas.declare import Topic
 
@@ -65,11 +66,11 @@ class Tail:
     """A reader of one topic's end. Its methods block; only one thread at a time may call them."""
 
     def __init__(
-        self, bootstrap_servers: str, codec: Codec, topic: Topic, wanted: Filter, since: datetime | None
+        self, kafka: KafkaAccess, codec: Codec, topic: Topic, wanted: Filter, since: datetime | None
     ) -> None:
         """Raises `LogUnreadable` where the broker does not answer."""
         self._codec, self._topic, self._filter = codec, topic, wanted
-        client, ats = admin(bootstrap_servers), partitions([topic])
+        client, ats = admin(kafka), partitions([topic])
         begin, end = starts(client, ats), ends(client, ats)
         if since is not None:
             first = at_time(client, ats, int(since.timestamp() * 1000))
@@ -79,7 +80,7 @@ class Tail:
         self._positions = first
         self._consumer = Consumer(
             {
-                "bootstrap.servers": bootstrap_servers,
+                **kafka.config(),
                 **CONNECTING,
                 "group.id": "millrace-console",  # required, but no group is joined and nothing is committed
                 "enable.auto.commit": False,

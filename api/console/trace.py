@@ -64,7 +64,7 @@ def _row(console: site.Console, name: str) -> list[Traced]:
 
 
 def _tracer(console: site.Console, connection: Any) -> Tracer:
-    return Tracer(connection, console.codec, console.settings.kafka_bootstrap_servers, console.pipelines)
+    return Tracer(connection, console.codec, console.settings.kafka, console.pipelines)
 
 
 def record_link(place: Place) -> str:

@@ -23,9 +23,7 @@ app = typer.Typer()
 def verify(
     pipeline: Annotated[
         str | None,
-        typer.Argument(
-            help="A pipeline, or all of them; `audit`: the audit log; `ledger`: the ledger's chains."
-        ),
+        typer.Argument(help="A pipeline, or all of them; `audit`: the audit log; `ledger`: the chains."),
     ] = None,
     first: Annotated[
         str | None, typer.Option("--from", help="First offset of each partition, or a time (ISO 8601).")
