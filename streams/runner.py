@@ -8,11 +8,11 @@ decisions are pure, emits the same bytes, which whoever reads them drops by id.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -24,12 +24,12 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from infra import versions
 from infra.broker import PartitionBatch
-from infra.checkpoints import Checkpoints, Claim, LogBounds, Move, TopicPartition
+from infra.checkpoints import Checkpoints, Claim, Fenced, LogBounds, Move, TopicPartition
 from infra.codec import Codec, schema_id_of
 from infra.columns import Columns, events_of
 from infra.dead_letter_limit import NEVER_PCT, DeadLetterLimit
 from infra.dead_letters import envelope
-from infra.postgres import Connection, DatabaseUrl, Failure, classify, connect
+from infra.postgres import DatabaseUrl
 from infra.progress import Progress
 from infra.telemetry.metrics import (
     BATCH_RECORDS,
@@ -41,6 +41,7 @@ from infra.telemetry.metrics import (
 )
 from schemas.declare import Pipeline, Processor, Topic
 from streams.compaction import CompactionFailed, Compactor
+from streams.database import Database, Transient
 from streams.decide import (
     ColumnRecords,
     Event,
@@ -60,10 +61,6 @@ VERSIONS_SECONDS = 1.0
 FLUSH_SECONDS = 30.0
 SNAPSHOT_FLOOR_BYTES = 4 * 1024 * 1024
 """Deltas are folded into a new snapshot once they outgrow this and the snapshot before."""
-
-
-class Transient(ConnectionError):
-    """Broker or database cannot now; nothing was applied, the same batch may be tried again."""
 
 
 class Segment(NamedTuple):
@@ -113,6 +110,24 @@ class _Owned:
         return self.delta_bytes - max(SNAPSHOT_FLOOR_BYTES, self.snapshot_bytes)
 
 
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What a checkpoint has of a partition, however it goes on meanwhile."""
+
+    owned: _Owned
+    position: int
+    append_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Commit:
+    """A checkpoint on its way to the database."""
+
+    taken: Mapping[TopicPartition, _Taken]
+    started: float
+    written: Future[None]
+
+
 def _together(work: Prepared) -> tuple[Any, ...]:
     """What batches have in common that are decided at once: topic, versions, and no tick in between."""
     at, segments = work.batch.at, work.segments
@@ -124,7 +139,8 @@ def _together(work: Prepared) -> tuple[Any, ...]:
 @dataclass
 class Runner:
     """The processor `processor` with its logic. `prepare`, `checkpoint`, `claim`, `release` may block;
-    `apply` does not, beyond what the decision itself costs. Never called from two threads at once.
+    `apply` does not, beyond what the decision itself costs. Never called from two threads at once; commits
+    have a thread of their own.
     """
 
     pipeline: Pipeline
@@ -143,16 +159,21 @@ class Runner:
     """Partition, epoch and bytes of deltas of the snapshot that was asked for last."""
     _owned: dict[TopicPartition, _Owned] = field(default_factory=dict)
     _loaded: dict[tuple[str, int], Any] = field(default_factory=dict)
-    _connection: Connection | None = None
     _latest: dict[str, int] = field(default_factory=dict)
     _latest_at: float = 0.0
     _failed: KafkaError | None = None
+    _commit: _Commit | None = None
+    """The checkpoint that was begun and not ended."""
     _sent: Counter[str] = field(default_factory=Counter)
     """Records of each topic that were produced since the last checkpoint."""
-    _lock: threading.RLock = field(default_factory=threading.RLock)
+    _committer: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="commit")
+    )
 
     def __post_init__(self) -> None:
         self.checkpoints = Checkpoints(self.processor.name)
+        self._database = Database(self.database_url, self.processor.name)
+        self._committing_to = Database(self.database_url, self.processor.name)
         self._topics = {t.name: t for t in self.processor.sources}
         self._outputs = {t.origin: t for t in self.processor.outputs}
         self._columns = {
@@ -173,7 +194,10 @@ class Runner:
     def claim(self, logs: Mapping[TopicPartition, LogBounds]) -> dict[TopicPartition, Claim]:
         """Take partitions: raise epochs, restore state. Raises `Transient`, `PositionRefused`."""
         kinds = self.logic.version_kinds
-        with self._database() as connection:
+        if self._commit is not None:
+            # It would find itself fenced where a partition was lost and comes back.
+            wait([self._commit.written])
+        with self._database.connection() as connection:
             claims = self.checkpoints.claim(connection, logs)
             # Nobody else can write the state any more: it may be read outside that transaction.
             for at, claim in claims.items():
@@ -222,12 +246,12 @@ class Runner:
         """
         if not self._owned:
             return False
-        with self._database() as connection:
+        with self._database.connection() as connection:
             run_id = self.checkpoints.held_by(connection)
         if run_id is None:
             return False
         self.checkpoint()
-        with self._database() as connection:
+        with self._database.connection() as connection:
             epochs = {at: owned.epoch for at, owned in self._owned.items()}
             self.checkpoints.give_up(connection, epochs, run_id)
         log.info("given up for a swap", extra={"consumer": self.processor.name, "run_id": run_id})
@@ -329,47 +353,107 @@ class Runner:
         return any(o.applied != o.committed for o in self._owned.values())
 
     def checkpoint(self) -> dict[TopicPartition, int]:
-        """Wait for the outputs, then commit state and positions together; returns the positions.
+        """Commit everything that was applied, and wait until it is; returns the positions that moved.
 
         Raises `Transient` (call it again later), `Fenced`, or KafkaException where an output was refused.
         """
-        with self._lock:
-            moved = {at: o for at, o in self._owned.items() if o.applied != o.committed}
-            if not moved:
-                return {}
-            started = time.monotonic()
-            waiting = self.producer.flush(FLUSH_SECONDS)
-            if self._failed is not None:
-                raise KafkaException(self._failed)
-            if waiting:
-                raise Transient(f"{waiting} outputs are not acknowledged yet")
-            for name, records_total in self._sent.items():
-                self._produced[name].inc(records_total)
-            self._sent.clear()
-            with self._database() as connection, connection.transaction(), connection.cursor() as cursor:
-                current = self.checkpoints.lock(cursor, {at: o.epoch for at, o in moved.items()})
-                for at, owned in moved.items():
-                    self._settle(owned, current[at])
-                left = {at: o for at, o in moved.items() if o.applied != o.committed}
-                moves = [Move(at, o.epoch, o.committed, o.applied, o.append_ms) for at, o in left.items()]
-                self.checkpoints.advance(cursor, moves)
-                self._write_state(cursor, left)
-            for at, owned in moved.items():
-                self._settle(owned, owned.applied)
-                self.progress.moved(at, owned.applied, owned.append_ms)
-            if self.compactor is not None:
-                self._compact()
-            CHECKPOINT_SECONDS.labels(self.processor.name, self.processor.sources[0].name).observe(
-                time.monotonic() - started
-            )
-            return {at: o.committed for at, o in moved.items()}
+        with suppress(Transient):  # what it held is held by the next one
+            self.end_checkpoint()
+        self.begin_checkpoint()
+        return self.end_checkpoint()
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether a checkpoint was begun and not ended."""
+        return self._commit is not None
+
+    @property
+    def committed(self) -> bool:
+        """Whether `end_checkpoint` would not wait for the checkpoint that was begun."""
+        return self._commit is not None and self._commit.written.done()
+
+    def begin_checkpoint(self) -> None:
+        """Wait for the outputs; take positions and what changed in the states, and let a thread commit them.
+
+        Records may be applied meanwhile: they belong to the next one. Call it when the one before has ended.
+        Raises as `checkpoint`.
+        """
+        moved = {at: o for at, o in self._owned.items() if o.applied != o.committed}
+        if not moved:
+            return
+        started = time.monotonic()
+        waiting = self.producer.flush(FLUSH_SECONDS)
+        if self._failed is not None:
+            raise KafkaException(self._failed)
+        if waiting:
+            raise Transient(f"{waiting} outputs are not acknowledged yet")
+        for name, records_total in self._sent.items():
+            self._produced[name].inc(records_total)
+        self._sent.clear()
+        # From one moment, between two batches: a state of later records must not go with these positions.
+        taken = {at: _Taken(owned, owned.applied, owned.append_ms) for at, owned in moved.items()}
+        for owned in moved.values():
+            delta = owned.state.delta()
+            if delta is not None:
+                owned.unsaved.append(delta)
+                owned.delta_bytes += len(delta)
+        snapshot = self._due_snapshot(moved) if self.compactor is None else None
+        self._commit = _Commit(taken, started, self._committer.submit(self._write, taken, snapshot))
+
+    def end_checkpoint(self) -> dict[TopicPartition, int]:
+        """Wait for the checkpoint that was begun; returns the positions that moved, none without one.
+
+        Raises `Transient` (the next one holds it, too), `Fenced`.
+        """
+        commit, self._commit = self._commit, None
+        if commit is None:
+            return {}
+        ours = {at: taken for at, taken in commit.taken.items() if self._owned.get(at) is taken.owned}
+        try:
+            commit.written.result()
+        except Fenced as fenced:
+            if len(ours) == len(commit.taken):
+                raise
+            # Of a partition that was lost meanwhile; the others are still ours, and in the next one.
+            log.info("committed too late", extra={"consumer": self.processor.name, "reason": str(fenced)})
+            return {}
+        for at, taken in ours.items():
+            self.progress.moved(at, taken.position, taken.append_ms)
+        if self.compactor is not None:
+            self._compact()
+        CHECKPOINT_SECONDS.labels(self.processor.name, self.processor.sources[0].name).observe(
+            time.monotonic() - commit.started
+        )
+        return {at: taken.position for at, taken in ours.items()}
 
     def close(self) -> None:
+        self._committer.shutdown()
         if self.compactor is not None:
             self.compactor.close()
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._database.close()
+        self._committing_to.close()
+
+    def _write(
+        self, taken: Mapping[TopicPartition, _Taken], snapshot: tuple[TopicPartition, list[bytes]] | None
+    ) -> None:
+        """Commit what was taken. Until done, `committed`, `unsaved`, `attempted` are this thread's alone."""
+        with (
+            self._committing_to.connection() as connection,
+            connection.transaction(),
+            connection.cursor() as cursor,
+        ):
+            current = self.checkpoints.lock(cursor, {at: one.owned.epoch for at, one in taken.items()})
+            for at, one in taken.items():
+                self._settle(one.owned, current[at])
+            left = {at: one for at, one in taken.items() if one.position != one.owned.committed}
+            moves = [
+                Move(at, one.owned.epoch, one.owned.committed, one.position, one.append_ms)
+                for at, one in left.items()
+            ]
+            self.checkpoints.advance(cursor, moves)
+            self._write_state(cursor, left, snapshot)
+        for one in taken.values():
+            self._settle(one.owned, one.position)
 
     @staticmethod
     def _settle(owned: _Owned, position: int) -> None:
@@ -379,24 +463,33 @@ class Runner:
             del owned.unsaved[: owned.attempted[1]]
         owned.attempted = None
 
-    def _write_state(self, cursor: psycopg.Cursor[Any], moved: Mapping[TopicPartition, _Owned]) -> None:
+    def _write_state(
+        self,
+        cursor: psycopg.Cursor[Any],
+        left: Mapping[TopicPartition, _Taken],
+        snapshot: tuple[TopicPartition, list[bytes]] | None,
+    ) -> None:
         changes: dict[TopicPartition, tuple[int, Sequence[bytes]]] = {}
-        for at, owned in moved.items():
-            delta = owned.state.delta()
-            if delta is not None:
-                owned.unsaved.append(delta)
-                owned.delta_bytes += len(delta)
-            if owned.unsaved:
-                changes[at] = (owned.applied, owned.unsaved)
-            owned.attempted = (owned.applied, len(owned.unsaved))
-        # One at a time: partitions grow alike, and all their snapshots together would hold up every record.
-        due = max(moved, key=lambda at: moved[at].overdue_bytes, default=None)
-        if due is not None and (owned := moved[due]).overdue_bytes > 0 and self.compactor is None:
-            chunks = list(owned.state.snapshot())
-            self.checkpoints.write_snapshot(cursor, due, owned.applied, chunks)
-            owned.snapshot_bytes, owned.delta_bytes = sum(map(len, chunks)), 0
+        for at, one in left.items():
+            if one.owned.unsaved:
+                changes[at] = (one.position, one.owned.unsaved)
+            one.owned.attempted = (one.position, len(one.owned.unsaved))
+        if snapshot is not None and snapshot[0] in left:
+            due, chunks = snapshot
+            self.checkpoints.write_snapshot(cursor, due, left[due].position, chunks)
+            left[due].owned.snapshot_bytes, left[due].owned.delta_bytes = sum(map(len, chunks)), 0
             changes.pop(due, None)
         self.checkpoints.write_deltas(cursor, changes)
+
+    def _due_snapshot(
+        self, moved: Mapping[TopicPartition, _Owned]
+    ) -> tuple[TopicPartition, list[bytes]] | None:
+        """A snapshot of the partition whose deltas have outgrown its last one the most, where any have.
+
+        One at a time: partitions grow alike, and all their snapshots together would hold up every record.
+        """
+        due = max(moved, key=lambda at: moved[at].overdue_bytes)
+        return (due, list(moved[due].state.snapshot())) if moved[due].overdue_bytes > 0 else None
 
     def _compact(self) -> None:
         """Have a snapshot made of the partition whose deltas have outgrown its last one the most."""
@@ -500,7 +593,7 @@ class Runner:
             return
         now = time.monotonic()
         if not self._latest or now - self._latest_at > VERSIONS_SECONDS:
-            with self._database() as connection:
+            with self._database.connection() as connection:
                 self._latest = versions.latest(connection, self.pipeline.name, kinds)
             self._latest_at = now
         new = {}
@@ -514,7 +607,7 @@ class Runner:
             return
         for kind, version in new.items():
             self._load(kind, version)  # a version that cannot be loaded must not be written down
-        with self._database() as connection:
+        with self._database.connection() as connection:
             versions.activate(connection, self.checkpoints, at, owned.epoch, begin, new)
         for kind, version in new.items():
             owned.activations[kind].add(begin, version)
@@ -531,7 +624,7 @@ class Runner:
 
     def _load(self, kind: str, version: int) -> None:
         if version and (kind, version) not in self._loaded:
-            with self._database() as connection:
+            with self._database.connection() as connection:
                 body = versions.body(connection, self.pipeline.name, kind, version)
             self._loaded[(kind, version)] = self.logic.load_version(kind, version, body)
 
@@ -552,18 +645,3 @@ class Runner:
         # Called for failures alone (delivery.report.only.error).
         if error is not None:
             self._failed = error
-
-    @contextmanager
-    def _database(self) -> Iterator[Connection]:
-        """The connection, opened anew where it was lost. Turns what waiting may mend into `Transient`."""
-        try:
-            if self._connection is None or self._connection.closed:
-                self._connection = connect(self.database_url, self.processor.name)
-            yield self._connection
-        except psycopg.Error as error:
-            if self._connection is not None and (self._connection.closed or self._connection.broken):
-                self._connection.close()
-                self._connection = None
-            if classify(error) is Failure.TRANSIENT:
-                raise Transient(f"the database cannot now: {error}") from error
-            raise

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +20,7 @@ import faust
 from faust.app.base import BootStrategy
 
 from infra.broker import PartitionBatch, Source, result_producer
+from infra.checkpoints import TopicPartition
 from infra.codec import Codec, RegistryUnavailable
 from infra.dead_letter_limit import DeadLetterLimit
 from infra.progress import Progress
@@ -28,8 +29,9 @@ from infra.telemetry.health import Health
 from infra.telemetry.metrics import TRANSIENT_ERRORS
 from schemas.declare import Pipeline
 from streams.compaction import Compactor
+from streams.database import Transient
 from streams.decide import LogicFactory
-from streams.runner import Prepared, Runner, Transient
+from streams.runner import Prepared, Runner
 
 log = logging.getLogger(__name__)
 
@@ -127,15 +129,21 @@ class Feeder:
             try:
                 if self._failures and self.runner.dirty:
                     # What was applied before the failure is committed first, or a long outage would pile up.
-                    await self._checkpoint()
+                    await self._hint(await self._blocking(self.runner.checkpoint))
                 batches = await self._blocking(self._source.poll, self._batch_records, POLL_SECONDS)
                 self.runner.forget_lost(self._source.assignment)
                 if batches:
                     work = Work(await self._blocking(self.runner.prepare, batches), loop.create_future())
                     await self._hand_over(work)
-                if self.runner.dirty and loop.time() - checkpointed >= self._checkpoint_seconds:
-                    await self._checkpoint()
+                if self.runner.committed:
+                    await self._hint(await self._blocking(self.runner.end_checkpoint))
+                if (
+                    self.runner.dirty
+                    and not self.runner.checkpointing
+                    and loop.time() - checkpointed >= self._checkpoint_seconds
+                ):
                     checkpointed = loop.time()
+                    await self._blocking(self.runner.begin_checkpoint)
                 if loop.time() - asked >= HOLD_SECONDS:
                     asked = loop.time()
                     if await self._blocking(self.runner.give_up_for_swap):
@@ -161,8 +169,7 @@ class Feeder:
                 log.warning("the agent takes no batch", extra={"consumer": self.name})
         await work.done
 
-    async def _checkpoint(self) -> None:
-        positions = await self._blocking(self.runner.checkpoint)
+    async def _hint(self, positions: Mapping[TopicPartition, int]) -> None:
         if positions:
             await self._blocking(self._source.hint, positions)
 

@@ -121,8 +121,8 @@ MUTANTS = (
     Mutant(
         "state as of its offset",
         "streams/runner.py",
-        "changes[at] = (owned.applied, owned.unsaved)",
-        "changes[at] = (owned.applied, owned.unsaved[:-1])",
+        "changes[at] = (one.position, one.owned.unsaved)",
+        "changes[at] = (one.position, one.owned.unsaved[:-1])",
         "tests/streams/test_runtime.py::test_every_record_is_answered_once_and_state_survives_a_restart",
     ),
     Mutant(
@@ -211,9 +211,16 @@ MUTANTS = (
         STATE_MACHINE,
     ),
     Mutant(
+        "a checkpoint as of the moment at which it was begun",
+        "streams/runner.py",
+        "one.owned.committed, one.position, one.append_ms)",
+        "one.owned.committed, one.owned.applied, one.append_ms)",
+        STATE_MACHINE,
+    ),
+    Mutant(
         "noticing a checkpoint whose answer was lost",
         "streams/runner.py",
-        "                    self._settle(owned, current[at])\n",
+        "                self._settle(one.owned, current[at])\n",
         "",
         STATE_MACHINE,
     ),

@@ -21,16 +21,26 @@ from infra.progress import Progress
 from infra.settings import Settings
 from infra.telemetry.health import Health
 from schemas.declare import FUTURE_MS
+from streams.database import Transient
 from streams.decide import KeyedState
 from streams.restore import restore
-from streams.runner import Prepared, Runner, Transient
+from streams.runner import Prepared, Runner
 from tests.accounts import Account, Accounts
 from tests.simulation.broker import START_MS, Broker, SimulatedProducer
 from tests.simulation.database import Crash, Fault, Faults
 from tests.simulation.machine import Step, simulate, steps
 
 PARTITIONS = 2
-OUTCOMES = ("committed", "fenced", "killed", "cut off", "answers lost", "versions applied", "snapshots")
+OUTCOMES = (
+    "committed",
+    "worked meanwhile",
+    "fenced",
+    "killed",
+    "cut off",
+    "answers lost",
+    "versions applied",
+    "snapshots",
+)
 SNAPSHOT_BYTES = 1200
 """A new snapshot after about this many bytes of deltas, so that a history of some steps has several."""
 NO_LIMIT = 1 << 62
@@ -70,6 +80,7 @@ STEPS = steps(
             5,
             {"name": instances, "fault": faults, "away": st.integers(0, 6), "again": st.booleans()},
         ),
+        "work_meanwhile": (4, {"name": instances, "fault": faults, "arrives": shares}),
         "claim": (
             1,
             {
@@ -332,11 +343,26 @@ class StateMachine(RuleBasedStateMachine):
             if again and name in self.running:
                 self._committing(name, (Fault.NONE, 0), instance.runner.checkpoint)
 
+    def work_meanwhile(self, name: str, fault: tuple[Fault, int], arrives: int) -> None:
+        """A process decides on while what it had applied before is being committed."""
+        if (instance := self.running.get(name)) is None:
+            return
+
+        def checkpoint() -> None:
+            instance.runner.begin_checkpoint()
+            if instance.prepared:
+                self.outcomes["worked meanwhile"] += 1
+                self._apply(name, arrives)
+            instance.runner.end_checkpoint()
+
+        self._committing(name, fault, checkpoint)
+
     def _committing(
         self, name: str, fault: tuple[Fault, int], call: Callable[[], object], away: bool = False
     ) -> None:
         instance = self.running[name]
         moved = {at: held for at, held in instance.held.items() if held.applied != held.committed}
+        reached = {at: held.applied for at, held in moved.items()}
         fenced = [held for at, held in moved.items() if held.epoch != self.known[at].epoch]
         instance.producer.away = away
         self.faults.arm(*fault)
@@ -355,13 +381,15 @@ class StateMachine(RuleBasedStateMachine):
         else:
             self.outcomes["committed"] += bool(moved)
             # (One that had nothing to commit, and may have found that out, need not look.)
-            assert all(held.applied == held.stored for held in fenced), "a zombie committed"
-            for held in moved.values():
-                held.committed = held.applied
+            assert all(reached[at] == held.stored for at, held in moved.items() if held in fenced), (
+                "a zombie committed"
+            )
+            for at, held in moved.items():
+                held.committed = reached[at]
         for at, held in moved.items() if self.faults.committed else ():
             if held.epoch == self.known[at].epoch:
-                assert held.applied >= self.known[at].position, "a position went back"
-                self.known[at].position = held.stored = held.applied
+                assert reached[at] >= self.known[at].position, "a position went back"
+                self.known[at].position = held.stored = reached[at]
         instance.producer.away = False
         self.faults.disarm()
 
@@ -500,7 +528,7 @@ def test_the_state_is_what_a_fold_gives(
     monkeypatch.setattr("streams.runner.VERSIONS_SECONDS", 0.0)
     with connect(database.database_url) as connection:
         faults = Faults(connection)
-        monkeypatch.setattr("streams.runner.connect", faults.connect)
+        monkeypatch.setattr("streams.database.connect", faults.connect)
         simulate(lambda: StateMachine(database, codec, accounts, faults, outcomes), histories=25)
     print(dict(outcomes))  # noqa: T201
     never = [kind for kind in OUTCOMES if not outcomes[kind]]

@@ -15,7 +15,8 @@ from infra.postgres import Connection, connect
 from infra.progress import Progress
 from infra.settings import Settings
 from infra.telemetry.health import Health
-from streams.runner import Runner, Transient
+from streams.database import Transient
+from streams.runner import Runner
 from tests.accounts import Accounts
 from tests.simulation.broker import START_MS, Broker, SimulatedProducer
 from tests.simulation.database import Fault, Faults
@@ -122,7 +123,7 @@ def test_a_version_whose_commit_was_not_answered_is_written_down_once(
 ) -> None:
     """The process tries again and goes on, by a still newer version where there is one by then."""
     faults = Faults(connection)
-    monkeypatch.setattr("streams.runner.connect", faults.connect)
+    monkeypatch.setattr("streams.database.connect", faults.connect)
     monkeypatch.setattr("streams.runner.VERSIONS_SECONDS", 0.0)
     publish(connection, accounts, 500)
     bank = Bank(database, codec, accounts)
