@@ -221,7 +221,7 @@ MUTANTS = (
         "noticing a checkpoint whose answer was lost",
         "streams/runner.py",
         "                self._settle(one.owned, current[at])\n",
-        "",
+        "                pass\n",
         STATE_MACHINE,
     ),
     Mutant(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -42,6 +43,11 @@ class Faults:
     statement: int = 0
     committed: bool = False
     happened: bool = False
+    gate: threading.Event = field(default_factory=threading.Event)
+    """Statements wait until it is set, as it is but for tests that do something meanwhile."""
+
+    def __post_init__(self) -> None:
+        self.gate.set()
 
     def arm(self, fault: Fault, statement: int = 0) -> None:
         self.fault, self.statement = fault, statement
@@ -51,6 +57,7 @@ class Faults:
         self.fault = Fault.NONE
 
     def before_statement(self, connection: psycopg.Connection[Any]) -> None:
+        assert self.gate.wait(30), "nobody opened the gate"
         if self.fault in (Fault.CUT_BEFORE_STATEMENT, Fault.KILLED_BEFORE_STATEMENT):
             if self.statement == 0:
                 self._strike(connection, Fault.KILLED_BEFORE_STATEMENT)

@@ -349,10 +349,14 @@ class StateMachine(RuleBasedStateMachine):
             return
 
         def checkpoint() -> None:
-            instance.runner.begin_checkpoint()
-            if instance.prepared:
-                self.outcomes["worked meanwhile"] += 1
-                self._apply(name, arrives)
+            self.faults.gate.clear()
+            try:
+                instance.runner.begin_checkpoint()
+                if instance.prepared:
+                    self.outcomes["worked meanwhile"] += instance.runner.checkpointing
+                    self._apply(name, arrives)
+            finally:
+                self.faults.gate.set()
             instance.runner.end_checkpoint()
 
         self._committing(name, fault, checkpoint)
