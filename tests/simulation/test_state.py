@@ -80,7 +80,16 @@ STEPS = steps(
             5,
             {"name": instances, "fault": faults, "away": st.integers(0, 6), "again": st.booleans()},
         ),
-        "work_meanwhile": (4, {"name": instances, "fault": faults, "arrives": shares}),
+        "work_meanwhile": (
+            4,
+            {
+                "name": instances,
+                "number": st.integers(0, PARTITIONS - 1),
+                "most": st.integers(1, 10),
+                "fault": faults,
+                "arrives": shares,
+            },
+        ),
         "claim": (
             1,
             {
@@ -343,8 +352,13 @@ class StateMachine(RuleBasedStateMachine):
             if again and name in self.running:
                 self._committing(name, (Fault.NONE, 0), instance.runner.checkpoint)
 
-    def work_meanwhile(self, name: str, fault: tuple[Fault, int], arrives: int) -> None:
+    def work_meanwhile(
+        self, name: str, number: int, most: int, fault: tuple[Fault, int], arrives: int
+    ) -> None:
         """A process decides on while what it had applied before is being committed."""
+        at = self.places[number]
+        if name in self.running and not self.running[name].prepared and at in self.running[name].held:
+            self._prepare(name, at, most, (Fault.NONE, 0))
         if (instance := self.running.get(name)) is None:
             return
 
