@@ -132,6 +132,8 @@ def test_the_dashboard_is_one_that_grafana_can_show() -> None:
         "Sinks",
         "Connectors and API",
         "Processes",
+        "What leaves the platform",
+        "Who asks",
     ]
 
 

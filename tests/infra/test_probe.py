@@ -9,6 +9,7 @@ from contextlib import closing
 
 import pytest
 
+from infra.kafka_access import KafkaAccess
 from infra.services import probe
 from infra.services.probe import ProbeError
 
@@ -46,7 +47,7 @@ def free_address() -> str:
 @pytest.mark.parametrize(
     "ask",
     [
-        probe.kafka,
+        lambda address: probe.kafka(KafkaAccess(address)),
         lambda address: probe.postgres(f"postgresql://u:p@{address}/d"),
         lambda address: probe.redis(f"redis://{address}/0"),
         lambda address: probe.mqtt(f"mqtt://{address}"),

@@ -27,7 +27,7 @@ RULE = "WHEN amount > 40 AND merchant_id = 'm-bad' THEN decline SCORE +0.3 REASO
 def pipeline(database: Settings, codec: Codec) -> Iterator[Settings]:
     """The fraud pipeline's worker and sink, running."""
     topics = [x for t in PIPELINE.topics for x in (t, t.dlq)]
-    ensure_topics(database.kafka_bootstrap_servers, [TopicSpec.of(t) for t in topics])
+    ensure_topics(database.kafka, [TopicSpec.of(t) for t in topics])
     for topic in topics:
         codec.register(topic)
     with ExitStack() as stack:
@@ -41,7 +41,7 @@ class Traffic:
 
     def __init__(self, settings: Settings, codec: Codec) -> None:
         self._settings, self._codec = settings, codec
-        self._producer = producer(settings.kafka_bootstrap_servers)
+        self._producer = producer(settings.kafka)
         self._start_ms = int(time.time() * 1000) - 5 * 86_400_000
         self.sent = 0
 

@@ -59,7 +59,7 @@ def test_a_processor_says_what_it_would_say(
 
 def test_the_command_tries_a_letter_and_an_event_in_its_place(database: Settings, codec: Codec) -> None:
     """`millrace dlq test`: refused as it stands, accepted as corrected, and exit codes that say so."""
-    ensure_topics(database.kafka_bootstrap_servers, [TopicSpec.of(TRUCK_TELEMETRY)])
+    ensure_topics(database.kafka, [TopicSpec.of(TRUCK_TELEMETRY)])
     codec.register(TRUCK_TELEMETRY)
     event = {**Declared((TRUCK_TELEMETRY,)).examples[0], "latitude": 95.0}
     with connect(database.database_url) as connection:

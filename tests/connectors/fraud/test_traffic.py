@@ -34,7 +34,7 @@ def test_traffic_repeats() -> None:
 def test_traffic_is_valid() -> None:
     """Every simulated body is one that the gateway takes and the processor finds nothing wrong with."""
     for body in bodies(3000):
-        assert fault(Transaction.model_validate(body).event()) is None
+        assert fault(Transaction.model_validate(body).event("default")) is None
 
 
 def test_traffic_holds_resends_late_records_and_poison() -> None:
