@@ -19,7 +19,7 @@ from starlette.responses import Response
 from infra.identity.authenticator import Authenticator
 from infra.identity.principal import Principal
 from infra.problems import Problem
-from schemas.roles import SCOPES
+from schemas.roles import RECEIVER_SCOPE, SCOPES
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
@@ -53,6 +53,11 @@ SECURITY_SCHEMES: Mapping[str, Mapping[str, Any]] = {
         },
     },
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    "receiver": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "The token (`whev_…`) that came with a webhook's endpoint, for its own events alone.",
+    },
 }
 
 
@@ -118,11 +123,8 @@ class SecuredRouter(APIRouter):
         self, method: str, path: str, scope: str, options: dict[str, Any]
     ) -> Callable[[Handler], Handler]:
         _require_known(path, scope)
-        extra = {
-            **options.pop("openapi_extra", {}),
-            DECLARED: scope,
-            "security": [{"token": [scope]}, {"key": []}],
-        }
+        proofs = [{"receiver": []}] if scope == RECEIVER_SCOPE else [{"token": [scope]}, {"key": []}]
+        extra = {**options.pop("openapi_extra", {}), DECLARED: scope, "security": proofs}
         return self.api_route(path, methods=[method], openapi_extra=extra, **options)
 
 
@@ -219,5 +221,5 @@ def _scope_of(route: Any) -> str | None:
 
 
 def _require_known(path: str, scope: str) -> None:
-    if scope not in SCOPES:
+    if scope not in SCOPES and scope != RECEIVER_SCOPE:
         raise Unsecured(f"{path} needs scope {scope!r}, which no role has; declare it in schemas/roles.py")
