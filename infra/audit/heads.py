@@ -21,6 +21,7 @@ from cryptography.exceptions import InvalidSignature
 from infra.audit.entry import GENESIS
 from infra.identity.keyring import KeyRing
 
+
 @dataclass(frozen=True, slots=True)
 class Head:
     """How far a chain had come: up to `sequence`, whose hash (hex) was `hash`."""

@@ -18,6 +18,7 @@ import api.fraud
 import api.imaging
 import api.orders
 import api.pipelines
+import api.webhooks
 import connectors.fleet.http
 import connectors.fraud.http
 import connectors.imaging.http
@@ -31,6 +32,7 @@ from infra.postgres import connect
 from infra.settings import Settings
 from tests.authorisation.matrix import (
     GRANTS,
+    RECEIVER,
     SEEN,
     Asker,
     Failed,
@@ -56,7 +58,7 @@ def filled(database: Settings) -> Settings:
 
 @pytest.fixture(scope="module")
 def askers(filled: Settings) -> list[Asker]:
-    """A key for each role, tenant and choice of objects."""
+    """A key for each role, tenant and choice of objects, and an endpoint's token of each tenant."""
     made = []
     with connect(filled.database_url) as connection:
         for tenant in TENANTS:
@@ -68,6 +70,10 @@ def askers(filled: Settings) -> list[Asker]:
                 for grants in GRANTS:
                     key = api_keys.create(connection, name, "matrix", grants, 1)
                     made.append(Asker(grants, tenant, seen, {"X-API-Key": key}))
+    for owner in OWNERS:
+        if owner.object in (SEEN["one"] or ()):
+            bearer = {"Authorization": f"Bearer {owner.token}"}
+            made.append(Asker(RECEIVER, owner.tenant, "one", bearer))
     return made
 
 
@@ -185,6 +191,10 @@ READING: dict[str, tuple[str, Any, str, str, str]] = {
         "/v1/instances/{sop_uid}/thumbnail", api.imaging, "_THUMBNAIL", OBJECT, "($2::text[] = $2 OR true)",
     ),
     "fleet of an alert": ("/v1/alerts", api.fleet, "_ALERTS", OBJECT, "($2::text[] = $2 OR true)"),
+    "merchant of missed events": (
+        "/v1/webhooks/{endpoint_id}/events", api.webhooks, "_EVENTS",
+        r"\(e\.merchant_id IS NULL OR o\.merchant_id = e\.merchant_id\)", "true",
+    ),
     "tenant of dead letters": ("/v1/dead-letters", api.pipelines, "_OWN", TENANT, "$1 <> ''"),
     "objects of dead letters": ("/v1/dead-letters", api.pipelines, "_OWN", r" AND \$3$", " AND ($3 OR true)"),
 }  # fmt: skip

@@ -260,6 +260,17 @@ def test_heads_cannot_be_changed_unseen(written: Ledger) -> None:
     assert {f.kind for f in written.verify().findings} == {Kind.UNKNOWN}
 
 
+@pytest.mark.parametrize(("log", "other"), [("ledger", "audit"), ("audit", "ledger")])
+def test_a_head_of_one_log_is_none_of_another(tmp_path: Path, log: str, other: str) -> None:
+    """Signed by the same key and put into the other log's file, it has no valid signature there."""
+    keys = KeyRing(tmp_path / "keys")
+    keys.add()
+    Heads(tmp_path / "heads.jsonl", keys, log).append(Head("chain", 0, GENESIS.hex(), 1, now()))
+    assert Heads(tmp_path / "heads.jsonl", keys, log).read()[1] == []
+    found, bad = Heads(tmp_path / "heads.jsonl", keys, other).read()
+    assert found == {} and [line.reason for line in bad] == ["has a signature that is not its own"]
+
+
 # Erasure
 
 
