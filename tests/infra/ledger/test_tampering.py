@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from infra.audit.entry import GENESIS
+from infra.audit.heads import Head, Heads
 from infra.columns import arrow_schema
+from infra.identity.keyring import KeyRing
 from infra.ledger.chain import hash_of, seal_of
 from infra.ledger.erasure import CHAIN, ErasureError, erase, sign
+from infra.ledger.heads import now
 from infra.ledger.verify import Account, Kind, _rows
 from schemas.fraud import CARD_DECISIONS, CARD_LEDGER
 from sinks.fraud import ROWS
