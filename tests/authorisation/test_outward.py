@@ -116,7 +116,8 @@ def test_the_deliverer_reads_what_it_tells(filled: Settings) -> None:
             "SELECT public_key FROM outward_secrets",
             "UPDATE outward_endpoints SET target = 'https://elsewhere.example'",
             "UPDATE outward_secrets SET expires_at = NULL",
-            "INSERT INTO outbox (tenant, event_id, occurred_at, decision, risk) VALUES ('a', 'e', now(), 'APPROVE', 0)",
+            "INSERT INTO outbox (tenant, event_id, occurred_at, decision, risk)"
+            " VALUES ('acme', 'e', now(), 'APPROVE', 0)",
             "SELECT * FROM identity.subjects",
             "SELECT * FROM rules",
             "SELECT * FROM orders",
@@ -125,10 +126,8 @@ def test_the_deliverer_reads_what_it_tells(filled: Settings) -> None:
 
 def test_the_sink_adds_and_alters_nothing(filled: Settings) -> None:
     """It writes ledger, chain and outbox, and may change no row of them but how far a chain has come."""
-    with (
-        connect(sink_url(filled.database_sink_url)) as connection,
-        connection.transaction(force_rollback=True),
-    ):
+    url = sink_url(filled.database_sink_url)
+    with connect(url) as connection, connection.transaction(force_rollback=True):
         connection.execute(
             "INSERT INTO outbox (tenant, event_id, occurred_at, decision, risk)"
             " VALUES ('acme', 'new', now(), 'APPROVE', 0) ON CONFLICT DO NOTHING"
@@ -136,9 +135,31 @@ def test_the_sink_adds_and_alters_nothing(filled: Settings) -> None:
         connection.execute("INSERT INTO ledger_chains VALUES ('t', 0, 7, 1, sha256(''))")
         connection.execute("UPDATE ledger_chains SET sequence = 2, hash = sha256('x')")
         connection.execute("SELECT * FROM ledger_chains FOR UPDATE")
-    url = sink_url(filled.database_sink_url)
-    with connect(url) as connection, connection.transaction(force_rollback=True):
-        connection.execute("SELECT set_config('millrace.tenant', %s, true)", (tenant,))
+    with connect(url) as connection:
+        refused(
+            connection,
+            "UPDATE outbox SET risk = 1",
+            "DELETE FROM outbox",
+            "UPDATE card_ledger SET card_id = 'x'",
+            "DELETE FROM card_ledger",
+            "UPDATE ledger_chains SET begins = 9",
+            "DELETE FROM ledger_chains",
+            "INSERT INTO ledger_erasures SELECT * FROM ledger_erasures",
+            "SELECT target FROM outward_endpoints",
+            "SELECT sealed FROM outward_secrets",
+        )
+
+
+@pytest.mark.parametrize("tenant", TENANTS)
+def test_the_api_knows_endpoints_of_one_tenant(filled: Settings, tenant: str) -> None:
+    """And of its merchants; without a word of whose it is none; and neither their secrets nor deliveries."""
+    ids = "SELECT endpoint_id FROM outward_endpoints ORDER BY 1"
+    mine = [owner for owner in OWNERS if owner.tenant == tenant]
+    with connect(filled.database_api_url) as connection:
+        assert connection.execute(ids).fetchall() == []
+        for objects, seen in (("{}", mine), (f'{{"merchant": ["{mine[0]}"]}}', mine[:1])):
+            with connection.transaction():
+                connection.execute("SELECT set_config('millrace.tenant', %s, true)", (tenant,))
                 connection.execute("SELECT set_config('millrace.objects', %s, true)", (objects,))
                 assert connection.execute(ids).fetchall() == [(owner.endpoint,) for owner in seen]
         refused(
