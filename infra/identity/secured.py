@@ -19,10 +19,13 @@ from starlette.responses import Response
 from infra.identity.authenticator import Authenticator
 from infra.identity.principal import Principal
 from infra.problems import Problem
-from schemas.roles import RECEIVER_SCOPE, SCOPES
+from schemas.roles import RECEIVER_SCOPE
+from schemas.roles import SCOPES as GRANTED
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
+SCOPES = GRANTED | {RECEIVER_SCOPE}
+"""What a route may need."""
 DECLARED = "x-millrace-scope"
 """Where an operation of the OpenAPI description says which scope it needs."""
 
@@ -48,8 +51,8 @@ SECURITY_SCHEMES: Mapping[str, Mapping[str, Any]] = {
     "token": {
         "type": "oauth2",
         "flows": {
-            "password": {"tokenUrl": "/v1/oauth/token", "scopes": {s: s for s in sorted(SCOPES)}},
-            "clientCredentials": {"tokenUrl": "/v1/oauth/token", "scopes": {s: s for s in sorted(SCOPES)}},
+            "password": {"tokenUrl": "/v1/oauth/token", "scopes": {s: s for s in sorted(GRANTED)}},
+            "clientCredentials": {"tokenUrl": "/v1/oauth/token", "scopes": {s: s for s in sorted(GRANTED)}},
         },
     },
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -123,8 +126,11 @@ class SecuredRouter(APIRouter):
         self, method: str, path: str, scope: str, options: dict[str, Any]
     ) -> Callable[[Handler], Handler]:
         _require_known(path, scope)
-        proofs = [{"receiver": []}] if scope == RECEIVER_SCOPE else [{"token": [scope]}, {"key": []}]
-        extra = {**options.pop("openapi_extra", {}), DECLARED: scope, "security": proofs}
+        extra = {
+            **options.pop("openapi_extra", {}),
+            DECLARED: scope,
+            "security": [{"token": [scope]}, {"key": []}],
+        }
         return self.api_route(path, methods=[method], openapi_extra=extra, **options)
 
 
@@ -202,6 +208,10 @@ def install(app: FastAPI) -> None:
         schema = generate()
         schemes = {name: dict(scheme) for name, scheme in SECURITY_SCHEMES.items()}
         schema.setdefault("components", {})["securitySchemes"] = schemes
+        for operations in schema["paths"].values():
+            for operation in operations.values():
+                if operation.get(DECLARED) == RECEIVER_SCOPE:
+                    operation["security"] = [{"receiver": []}]
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]
@@ -221,5 +231,5 @@ def _scope_of(route: Any) -> str | None:
 
 
 def _require_known(path: str, scope: str) -> None:
-    if scope not in SCOPES and scope != RECEIVER_SCOPE:
+    if scope not in SCOPES:
         raise Unsecured(f"{path} needs scope {scope!r}, which no role has; declare it in schemas/roles.py")

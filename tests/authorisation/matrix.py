@@ -62,6 +62,14 @@ class Asker:
         return owner.tenant == self.tenant and (objects is None or owner.object in objects)
 
 
+RECEIVERS = tuple(
+    Asker(RECEIVER, owner.tenant, "one", {"Authorization": f"Bearer {owner.token}"})
+    for owner in OWNERS
+    if owner.object in (SEEN["one"] or ())
+)
+"""Who has an endpoint's token, of each tenant; they ask beside all others."""
+
+
 class Failed(AssertionError):
     """A cell that does not answer as declared."""
 

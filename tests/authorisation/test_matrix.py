@@ -32,7 +32,6 @@ from infra.postgres import connect
 from infra.settings import Settings
 from tests.authorisation.matrix import (
     GRANTS,
-    RECEIVER,
     SEEN,
     Asker,
     Failed,
@@ -58,7 +57,7 @@ def filled(database: Settings) -> Settings:
 
 @pytest.fixture(scope="module")
 def askers(filled: Settings) -> list[Asker]:
-    """A key for each role, tenant and choice of objects, and an endpoint's token of each tenant."""
+    """A key for each role, tenant and choice of objects."""
     made = []
     with connect(filled.database_url) as connection:
         for tenant in TENANTS:
@@ -70,10 +69,6 @@ def askers(filled: Settings) -> list[Asker]:
                 for grants in GRANTS:
                     key = api_keys.create(connection, name, "matrix", grants, 1)
                     made.append(Asker(grants, tenant, seen, {"X-API-Key": key}))
-    for owner in OWNERS:
-        if owner.object in (SEEN["one"] or ()):
-            bearer = {"Authorization": f"Bearer {owner.token}"}
-            made.append(Asker(RECEIVER, owner.tenant, "one", bearer))
     return made
 
 
