@@ -74,6 +74,7 @@ def _by_conditions(command: Callable[..., None]) -> Callable[..., None]:
     shared = [inspect.Parameter(n, keyword, default=None, annotation=a) for n, a in CONDITIONS.items()]
     parameters = [*(p.replace(kind=keyword) for p in own.values()), *shared]
     run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__dict__ |= command.__dict__  # as whether it is told
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     return run

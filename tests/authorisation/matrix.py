@@ -267,7 +267,7 @@ def check_reading(app: FastAPI, client: TestClient, askers: Sequence[Asker], onl
             continue
         for ask in ASKED[path]:
             cells += _refuses(client.get(_filled(path, ask, OWNERS[0]), params=ask.query), 401, path)
-            for asker in askers:
+            for asker in (*askers, *RECEIVERS):
                 targets = OWNERS if ask.values and scope in asker.scopes else OWNERS[:1]
                 for target in targets:
                     _read(client, path, scope, ask, asker, target)
@@ -320,7 +320,7 @@ def check_writing(
             continue
         send = SENT[path]
         cells += _refuses(client.post(send.path(OWNERS[0]), **send.request(OWNERS[0], None)), 401, path)
-        for asker in askers:
+        for asker in (*askers, *RECEIVERS):
             allowed = scope in asker.scopes
             for target in OWNERS if allowed else OWNERS[:1]:
                 for tenant in (target.tenant, None):

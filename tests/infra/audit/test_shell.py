@@ -94,7 +94,7 @@ SHOWING = {
     "ledger": set(),
     "lists": {"list", "show"},
     "models": {"ensure"},  # which trains, and so tells, where a model is missing
-    "replay": {"diff", "list", "plan", "show"},
+    "replay": {"diff", "list", "plan"},
     "rules": {"check", "list", "show", "words"},
     "secret": set(),
     "webhooks": {"deliveries", "list"},

@@ -100,6 +100,7 @@ def test_an_edit_of_any_column_is_found(written: Ledger) -> None:
     )
     altered = {
         "text": "{} || 'x'", "_text": "{} || 'x'::text", "int4": "{} + 1", "int8": "{} + 1",
+        "_int8": "{} || 1::bigint",
         "float8": "{} + 0.125", "bool": "NOT {}", "timestamptz": "{} + interval '1 us'",
         "bytea": "set_byte({0}, 0, 255 - get_byte({0}, 0))",
     }  # fmt: skip
@@ -126,7 +127,7 @@ def test_an_edit_of_any_column_is_found(written: Ledger) -> None:
 
 def _something(kind: str) -> str:
     return {
-        "text": "''", "_text": "'{}'", "bool": "false", "timestamptz": "now()", "bytea": "'\\x00'",
+        "text": "''", "_text": "'{}'", "_int8": "'{}'", "bool": "false", "timestamptz": "now()", "bytea": "'\\x00'",
     }.get(kind, "0")  # fmt: skip
 
 
