@@ -127,7 +127,8 @@ def test_an_edit_of_any_column_is_found(written: Ledger) -> None:
 
 def _something(kind: str) -> str:
     return {
-        "text": "''", "_text": "'{}'", "_int8": "'{}'", "bool": "false", "timestamptz": "now()", "bytea": "'\\x00'",
+        "text": "''", "_text": "'{}'", "_int8": "'{}'", "bool": "false", "timestamptz": "now()",
+        "bytea": "'\\x00'",
     }.get(kind, "0")  # fmt: skip
 
 
