@@ -245,10 +245,11 @@ def test_protection_that_is_off_is_found(written: Ledger) -> None:
                 f"ALTER TABLE ONLY {table} DISABLE TRIGGER card_ledger_append_only".encode()
             )
             assert Kind.GUARD in {f.kind for f in written.verify().findings}
-    with written.connection.transaction(force_rollback=True):
-        written.connection.execute("GRANT DELETE ON card_ledger TO millrace_reader")
-        (finding,) = written.verify().findings
-        assert finding.kind is Kind.GUARD and "millrace_reader" in finding.sentence
+    for right in ("DELETE", "UPDATE (risk)"):
+        with written.connection.transaction(force_rollback=True):
+            written.connection.execute(f"GRANT {right} ON card_ledger TO millrace_reader".encode())
+            (finding,) = written.verify().findings
+            assert finding.kind is Kind.GUARD and "millrace_reader" in finding.sentence
 
 
 def test_heads_cannot_be_changed_unseen(written: Ledger) -> None:
