@@ -145,7 +145,7 @@ def test_data_survives_a_restart(instance: Settings) -> None:
 
 
 def test_purge_leaves_nothing(instance: Settings) -> None:
-    """`down --purge` ends every process and deletes the cluster, all data, the secrets and the signed heads."""
+    """`down --purge` ends every process and deletes cluster, data, secrets and signed heads."""
     assert instance.secret("postgres")
     for heads in (instance.audit_heads, instance.ledger_heads):
         heads.parent.mkdir(parents=True)
