@@ -44,7 +44,8 @@ def prepare_database(settings: Settings) -> list[str]:
     others = {r.role: ensure_secret(settings, name) for name, r in ROTATED.items() if name != "postgres"}
     let_in(settings.database_url, others)
     ensure_key(settings)
-    ensure_secret(settings, "signed-requests")
+    for name in ("signed-requests", "webhooks"):
+        ensure_secret(settings, name)
     first.ensure(settings)
     return applied
 

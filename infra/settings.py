@@ -146,6 +146,11 @@ SETTINGS: dict[str, Setting] = {
         lambda s: s.as_role("sink", s.database_url) if s.secret("sink") else s.database_url,
         "Postgres as sinks write it: role millrace_sink, sink tables and positions alone, of all tenants.",
     ),
+    "database_outward_url": Setting(
+        "DATABASE_OUTWARD_URL",
+        lambda s: s.as_role("outward", s.database_url),
+        "Postgres as webhooks and mails are delivered from it: role millrace_outward, outbox and deliveries.",
+    ),
     "database_audit_url": Setting(
         "DATABASE_AUDIT_URL",
         lambda s: s.as_role("audit", s.database_url),
@@ -454,6 +459,10 @@ class Settings:
     @property
     def database_sink_url(self) -> str:
         return self.text("database_sink_url")
+
+    @property
+    def database_outward_url(self) -> str:
+        return self.text("database_outward_url")
 
     @property
     def signing_keys(self) -> Path:

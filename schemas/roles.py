@@ -59,7 +59,9 @@ ROLES: Mapping[str, Role] = {
 SCOPES: frozenset[str] = frozenset(
     scope.format(domain=domain) for role in ROLES.values() for scope in role.scopes for domain in DOMAINS
 )
-"""Every scope there is."""
+"""Every scope that is granted."""
+RECEIVER_SCOPE = "webhooks:read"
+"""What the token of a webhook's endpoint opens: that endpoint's own events. No grant has it."""
 
 
 class Refusal(ValueError):

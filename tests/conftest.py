@@ -130,6 +130,8 @@ def _renew_database(settings: Settings) -> None:
             connection.execute(f"CREATE DATABASE migrated TEMPLATE {name}".encode())
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
         connection.execute(f"CREATE DATABASE {name} TEMPLATE migrated".encode())
+    for heads in (settings.audit_heads, settings.ledger_heads):
+        heads.unlink(missing_ok=True)  # of a database that is no more
 
 
 @pytest.fixture(scope="session")

@@ -61,7 +61,7 @@ class ContainerServices:
         for network in client.networks.list(filters=mine):
             network.remove()
         client.close()
-        for name in ("secrets", "audit"):
+        for name in ("secrets", "audit", "ledger"):
             shutil.rmtree(self.settings.home_path / name, ignore_errors=True)
 
     def status(self) -> list[ServiceStatus]:

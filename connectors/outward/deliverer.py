@@ -24,10 +24,10 @@ from connectors.outward import mail
 from connectors.outward.guard import Guard, GuardedTransport
 from connectors.outward.http import GONE, Attempt, attempt
 from connectors.outward.signing import Secret, Unsealable, Vault, headers
+from infra import process
 from infra.outward import LEDGER_COLUMNS, LEDGER_JOIN, TEST, iso, message
 from infra.settings import Settings
-from infra.telemetry import logs
-from infra.telemetry.health import Health, serve_if_asked
+from infra.telemetry.health import Health
 from infra.telemetry.metrics import (
     DELIVERIES,
     DELIVERIES_PENDING,
@@ -171,7 +171,7 @@ class Deliverer:
         """Deliver until `ending` is set; then end what is under way, and give the leases back."""
         self._ending = ending
         async with asyncpg.create_pool(
-            self._settings.database_url,
+            self._settings.database_outward_url,
             min_size=0,
             max_size=8,
             connect=self._connect,
@@ -207,7 +207,7 @@ class Deliverer:
 
     async def _connect(self, *_: Any, **options: Any) -> asyncpg.Connection:
         # Not by the address of the start: its password may have been rotated.
-        return await asyncpg.connect(self._settings.database_url, **options)
+        return await asyncpg.connect(self._settings.database_outward_url, **options)
 
     # What goes on all the time
 
@@ -434,11 +434,11 @@ def open_vault(settings: Settings) -> Vault:
 
 
 def main() -> None:
-    """The process `python -m connectors webhooks`."""
-    settings = Settings.load()
-    logs.configure("connector", None, settings.text("log_level"))
-    health = Health("database")
-    server = serve_if_asked(health, settings)
-    asyncio.run(_main(settings, health))
-    if server is not None:
-        server.close()
+    """Deliver as a process until SIGTERM. Never returns."""
+
+    def deliver(settings: Settings, health: Health) -> None:
+        health.failing("database", "it has not answered yet")
+        health.ok("running")
+        asyncio.run(_main(settings, health))
+
+    process.run("connector", "webhooks", deliver)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import secrets
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from psycopg.rows import dict_row
 from connectors.outward.guard import Forbidden, Guard
 from connectors.outward.mail import MailError, Server
 from connectors.outward.signing import Kind, Secret, Vault
+from infra.identity.receivers import new_token, token_hash
 from infra.postgres import Connection
 from infra.settings import Settings
 
@@ -95,7 +95,7 @@ def add(
     if not 0 <= risk_min <= 1:
         raise EndpointError(f"risk_min is {risk_min}; give 0 to 1")
     endpoint_id = "ep_" + secrets.token_hex(10)
-    token = f"whev_{secrets.token_urlsafe(32)}" if kind == "webhook" else None
+    token = new_token() if kind == "webhook" else None
     kinds: tuple[Kind, ...] = () if kind == "email" else ("v1", "v1a") if asymmetric else ("v1",)
     made = [Secret.new(one) for one in kinds]
     with connection.transaction():
@@ -118,11 +118,6 @@ def add(
         for secret in made:
             _keep(connection, vault, endpoint_id, secret)
     return Added(endpoint_id, tuple(secret.shown for secret in made), token)
-
-
-def token_hash(token: str) -> bytes:
-    """What of a token the database knows."""
-    return hashlib.sha256(token.encode()).digest()
 
 
 def rotate(connection: Connection, vault: Vault, endpoint_id: str, overlap_s: float) -> tuple[str, ...]:

@@ -106,7 +106,7 @@ class Vault:
 
     def __init__(self, instance_secret: str) -> None:
         if not instance_secret:
-            raise Unsealable("secrets/webhooks is empty or missing; `millrace webhooks add` makes it")
+            raise Unsealable("secrets/webhooks is empty or missing; `millrace up` makes it")
         self._key = AESGCM(hashlib.sha256(b"millrace-webhooks-1\n" + instance_secret.encode()).digest())
 
     def seal(self, secret: Secret, endpoint_id: str) -> bytes:

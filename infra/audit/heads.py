@@ -1,8 +1,9 @@
-"""The file of signed heads: how far each chain of the audit log had come, told outside the database.
+"""A file of signed heads: how far each chain of a log had come, told outside the database.
 
 A line is a JSON object: `chain`, `sequence`, `hash` (hex), `n` (which head of its chain this is, from 1),
 `at`, `last` (the chain ended here), `key` (the id of the signing key) and `signature`: Ed25519, in base64, of
-`millrace-audit-head-1`, a newline, and the object without its signature, with keys in order and no blanks.
+`millrace-audit-head-1` (or `millrace-ledger-head-1`: a head of one log is none of another, whoever's key it
+is signed by), a newline, and the object without its signature, with keys in order and no blanks.
 """
 
 from __future__ import annotations
@@ -19,8 +20,6 @@ from cryptography.exceptions import InvalidSignature
 
 from infra.audit.entry import GENESIS
 from infra.identity.keyring import KeyRing
-
-_FORMAT = b"millrace-audit-head-1\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +45,18 @@ class BadLine:
 
 
 class Heads:
-    """The file. Several processes append to it."""
+    """The file. Several processes append to it. `log` is part of what is signed: `audit`, or `ledger`."""
 
-    def __init__(self, path: Path, keys: KeyRing) -> None:
+    def __init__(self, path: Path, keys: KeyRing, log: str = "audit") -> None:
         self.path = path
         self._keys = keys
+        self._format = f"millrace-{log}-head-1\n".encode()
 
     def append(self, head: Head) -> None:
         """Sign it, and have it on the disk. Raises OSError; LookupError where there is no key."""
         kid, key = self._keys.signing()
         told = {**asdict(head), "key": kid}
-        signature = base64.b64encode(key.sign(_FORMAT + _canonical(told))).decode()
+        signature = base64.b64encode(key.sign(self._format + _canonical(told))).decode()
         line = orjson.dumps({**told, "signature": signature}) + b"\n"
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
@@ -113,7 +113,7 @@ class Heads:
         if key is None:
             return f"is signed by key {kid}, which is not ours"
         try:
-            key.verify(signature, _FORMAT + _canonical(told))
+            key.verify(signature, self._format + _canonical(told))
         except InvalidSignature:
             return "has a signature that is not its own"
         return head

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from infra.identity.principal import Principal
 
 WRITTEN_WITHIN_S = 10.0
+ACTION = "audited_as"
+"""A told command's attribute that names its action."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -33,6 +35,7 @@ def audited(action: str, untold: Sequence[str] = ()) -> Callable[[Command], Comm
             with _operation(Settings.load(), action, _told(named, untold)):
                 return command(*arguments, **named)
 
+        setattr(told, ACTION, action)
         return told  # type: ignore[return-value]
 
     return decorate

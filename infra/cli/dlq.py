@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infra.audit.shell import audited
+from infra.audit.shell import ACTION, audited
 from infra.settings import Settings
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ def _by_conditions(command: Callable[..., None]) -> Callable[..., None]:
     shared = [inspect.Parameter(n, keyword, default=None, annotation=a) for n, a in CONDITIONS.items()]
     parameters = [*(p.replace(kind=keyword) for p in own.values()), *shared]
     run.__name__, run.__doc__ = command.__name__, command.__doc__
+    if action := getattr(command, ACTION, None):
+        setattr(run, ACTION, action)
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     return run

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from infra.audit.shell import audited
 from infra.settings import Settings
 
 app = typer.Typer()
@@ -20,7 +21,9 @@ def _of_ledger() -> None:
     """The ledger of decisions."""
 
 
+# The card is what shall be forgotten: the audit log, which forgets nothing, gets the erasure alone.
 @ledger.command()
+@audited("ledger.erase", untold=("card",))
 def erase(
     card: Annotated[str, typer.Option(help="The card (token) whose rows are to forget it.")],
     reason: Annotated[str, typer.Option(help="Why, for the record, as `request 4711`.")],
@@ -61,6 +64,7 @@ def erase(
 
 
 @ledger.command()
+@audited("ledger.countersign")
 def countersign() -> None:
     """Sign erasures that were stored but not signed, as their command was interrupted. Look at them first."""
     from infra.ledger.erasure import sign, unsigned

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from infra.audit.shell import audited
 from infra.cli.rules import As, store, who
 
 app = typer.Typer()
@@ -45,7 +46,9 @@ def show(name: Name) -> None:
             )
 
 
+# Values may be card numbers; the list has them, with who put them there.
 @lists.command()
+@audited("lists.add", untold=("values",))
 def add(
     name: Name,
     values: Values = None,
@@ -72,6 +75,7 @@ def add(
 
 
 @lists.command()
+@audited("lists.remove", untold=("values",))
 def remove(name: Name, values: Annotated[list[str], typer.Argument(help="Values.")], actor: As = "") -> None:
     """Take values out of a list."""
     from models.rules.store import take_from_list

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from infra.audit.shell import audited
 from infra.settings import Settings
 
 app = typer.Typer()
@@ -26,6 +27,7 @@ BATCH = 2_048
 
 
 @train.command("fraud")
+@audited("models.train")
 def train_fraud(
     source: Annotated[
         Path | None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infra.audit.shell import audited
 from infra.settings import Settings
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def check(
 
 
 @rules.command()
+@audited("rules.add")
 def add(
     rule: Annotated[str, typer.Argument(help="The rule's id; one that is there gets another version.")],
     text: Annotated[str, typer.Argument(help="The rule; - reads it from standard input.")],
@@ -136,6 +138,7 @@ def show(rule: Rule) -> None:
 
 
 @rules.command()
+@audited("rules.backtest")
 def backtest(
     rule: Rule,
     since: Annotated[
@@ -165,18 +168,21 @@ def backtest(
 
 
 @rules.command()
+@audited("rules.approve")
 def approve(rule: Rule, note: Note = "", actor: As = "") -> None:
     """Approve what somebody else wrote and backtested."""
     _move(rule, "approved", actor, note=note)
 
 
 @rules.command()
+@audited("rules.shadow")
 def shadow(rule: Rule, note: Note = "", actor: As = "") -> None:
     """Let decisions tell where it would have fired, without effect."""
     _move(rule, "shadow", actor, note=note)
 
 
 @rules.command()
+@audited("rules.canary")
 def canary(
     rule: Rule,
     share: Annotated[float, typer.Option(help="On which share of the cards it decides.")] = 0.1,
@@ -189,6 +195,7 @@ def canary(
 
 
 @rules.command()
+@audited("rules.activate")
 def activate(
     rule: Rule,
     cap: Cap = 0.01,
@@ -201,12 +208,14 @@ def activate(
 
 
 @rules.command()
+@audited("rules.retire")
 def retire(rule: Rule, note: Note = "", actor: As = "") -> None:
     """Take it out of force for good."""
     _move(rule, "retired", actor, note=note)
 
 
 @rules.command()
+@audited("rules.rollback")
 def rollback(
     rule: Annotated[str | None, typer.Argument(help="A rule's id.")] = None,
     to: Annotated[int | None, typer.Option(help="Put all rules back as in this version of the set.")] = None,
@@ -229,6 +238,7 @@ def rollback(
 
 
 @rules.command()
+@audited("rules.rates")
 def rates(
     stated: Annotated[str, typer.Argument(help="The currency that amounts in rules are in, as EUR.")],
     others: Annotated[list[str], typer.Argument(help="What one of it is worth in others, as USD=1.08.")],

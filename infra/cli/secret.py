@@ -22,8 +22,8 @@ def rotate(
     name: Annotated[
         str,
         typer.Argument(
-            help="postgres (the owner), reader, api, identity, gateway, sink; of a secured instance also"
-            " kafka-PRINCIPAL, as kafka-processor-fraud, and kafka-certificate."
+            help="postgres (the owner), reader, api, identity, gateway, sink, outward, audit; of a secured"
+            " instance also kafka-PRINCIPAL, as kafka-processor-fraud, and kafka-certificate."
         ),
     ],
 ) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infra.audit.shell import audited
 from infra.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
 @webhooks.command()
+@audited("webhooks.add")
 def add(
     target: Annotated[str, typer.Argument(help="https://host/path, or mailto:somebody@example.com.")],
     tenant: Annotated[str, typer.Option(help="Whose decisions.")] = "default",
@@ -102,6 +104,7 @@ def list_(as_json: JsonOption = False) -> None:
 
 
 @webhooks.command()
+@audited("webhooks.rotate")
 def rotate(
     endpoint: Endpoint,
     overlap: Annotated[float, typer.Option(min=0, help="Hours for which the old secret signs along.")] = 24.0,
@@ -115,6 +118,7 @@ def rotate(
 
 
 @webhooks.command()
+@audited("webhooks.disable")
 def disable(
     endpoint: Endpoint,
     reason: Annotated[str, typer.Option(help="Why.")] = "by an operator",
@@ -127,6 +131,7 @@ def disable(
 
 
 @webhooks.command()
+@audited("webhooks.enable")
 def enable(endpoint: Endpoint) -> None:
     """Go on with an endpoint where it stopped."""
     from connectors.outward import endpoints
@@ -136,6 +141,7 @@ def enable(endpoint: Endpoint) -> None:
 
 
 @webhooks.command()
+@audited("webhooks.remove")
 def remove(endpoint: Endpoint) -> None:
     """Forget an endpoint, with all that waits for it."""
     from connectors.outward import endpoints
@@ -145,6 +151,7 @@ def remove(endpoint: Endpoint) -> None:
 
 
 @webhooks.command()
+@audited("webhooks.replay")
 def replay(
     endpoint: Endpoint,
     first: Annotated[str, typer.Option("--from", help="A cursor, or a time (ISO 8601, or 2h ago as 2h).")],
@@ -193,6 +200,7 @@ def deliveries(
 
 
 @webhooks.command()
+@audited("webhooks.test")
 def test(
     endpoint: Endpoint,
     wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for what becomes of it.")] = 20.0,

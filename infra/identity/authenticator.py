@@ -1,4 +1,5 @@
-"""From a request's headers to its principal, the same on every server: a bearer token, or an API key.
+"""From a request's headers to its principal, the same on every server: a bearer token, an API key,
+or the token of a webhook's endpoint.
 
 A principal is remembered for seconds, so that asking who somebody is costs a busy client nothing; a grant,
 a key or a subject that was taken away is gone after `FRESH_SECONDS`. While the database is away, whoever
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from fastapi import FastAPI
 from starlette.datastructures import Headers
 
-from infra.identity import api_keys
+from infra.identity import api_keys, receivers
 from infra.identity.database import Identities, IdentitiesAway
 from infra.identity.keyring import KeyRing
 from infra.identity.principal import Principal
@@ -77,8 +78,13 @@ class Authenticator:
 
     async def _of(self, credential: str) -> Principal:
         # A token each time anew, as its end comes also where the principal is remembered.
-        is_key = credential.startswith("mk_")
-        ask = _Key(credential) if is_key else _Token(self._tokens.verify(credential))
+        ask: Callable[[Connection], Principal]
+        if credential.startswith("mk_"):
+            ask = _Key(credential)
+        elif credential.startswith(receivers.PREFIX):
+            ask = _Receiver(credential)
+        else:
+            ask = _Token(self._tokens.verify(credential))
         digest = hashlib.sha256(credential.encode()).digest()
         known = self._known.get(digest)
         now = time.monotonic()
@@ -147,6 +153,14 @@ class _Key:
 
     def __call__(self, connection: Connection) -> Principal:
         return api_keys.principal_of(connection, self.key)
+
+
+@dataclass(frozen=True, slots=True)
+class _Receiver:
+    token: str
+
+    def __call__(self, connection: Connection) -> Principal:
+        return receivers.principal_of(connection, self.token)
 
 
 @dataclass(frozen=True, slots=True)

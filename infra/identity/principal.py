@@ -15,7 +15,7 @@ Objects = Mapping[str, frozenset[str]]
 @dataclass(frozen=True, slots=True)
 class Principal:
     """A subject as of one request. `proof` says what it was known by, for the audit log: `token:<id>`,
-    `key:<prefix>`."""
+    `key:<prefix>`, `endpoint:<id>`."""
 
     subject: str
     kind: Kind

@@ -19,10 +19,13 @@ from starlette.responses import Response
 from infra.identity.authenticator import Authenticator
 from infra.identity.principal import Principal
 from infra.problems import Problem
-from schemas.roles import SCOPES
+from schemas.roles import RECEIVER_SCOPE
+from schemas.roles import SCOPES as GRANTED
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
+SCOPES = GRANTED | {RECEIVER_SCOPE}
+"""What a route may need."""
 DECLARED = "x-millrace-scope"
 """Where an operation of the OpenAPI description says which scope it needs."""
 
@@ -48,11 +51,16 @@ SECURITY_SCHEMES: Mapping[str, Mapping[str, Any]] = {
     "token": {
         "type": "oauth2",
         "flows": {
-            "password": {"tokenUrl": "/v1/oauth/token", "scopes": {s: s for s in sorted(SCOPES)}},
-            "clientCredentials": {"tokenUrl": "/v1/oauth/token", "scopes": {s: s for s in sorted(SCOPES)}},
+            "password": {"tokenUrl": "/v1/oauth/token", "scopes": {s: s for s in sorted(GRANTED)}},
+            "clientCredentials": {"tokenUrl": "/v1/oauth/token", "scopes": {s: s for s in sorted(GRANTED)}},
         },
     },
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    "receiver": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "The token (`whev_…`) that came with a webhook's endpoint, for its own events alone.",
+    },
 }
 
 
@@ -200,6 +208,10 @@ def install(app: FastAPI) -> None:
         schema = generate()
         schemes = {name: dict(scheme) for name, scheme in SECURITY_SCHEMES.items()}
         schema.setdefault("components", {})["securitySchemes"] = schemes
+        for operations in schema["paths"].values():
+            for operation in operations.values():
+                if operation.get(DECLARED) == RECEIVER_SCOPE:
+                    operation["security"] = [{"receiver": []}]
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]

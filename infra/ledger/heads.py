@@ -24,6 +24,8 @@ from schemas.declare import Table
 
 log = logging.getLogger(__name__)
 
+LOG = "ledger"
+"""What its heads are signed as."""
 SIGNED_EVERY_S = 10.0
 LOOK_S = 1.0
 _LOCK = 0x6C656468
@@ -37,7 +39,7 @@ def open_heads(settings: Settings) -> Heads:
         keys.signing()
     except LookupError:
         keys.add()
-    return Heads(settings.ledger_heads, keys)
+    return Heads(settings.ledger_heads, keys, LOG)
 
 
 def now() -> str:
@@ -86,7 +88,7 @@ class HeadSigner:
 
     def _sign(self, *, all_of_them: bool) -> bool:
         if self._connection is None or self._connection.closed:
-            self._connection = connect(lambda: self._settings.database_url, "millrace-ledger-heads")
+            self._connection = connect(lambda: self._settings.database_sink_url, "millrace-ledger-heads")
             self._signed = None
         if self._signed is None:
             row = self._connection.execute("SELECT pg_try_advisory_lock(%s)", (_LOCK,)).fetchone()

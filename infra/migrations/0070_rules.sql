@@ -1,4 +1,5 @@
--- Fraud rules as text, their way into force, lists, rates, and what decisions tell of rules on trial.
+-- Fraud rules as text, their way into force, lists, rates, and what decisions tell of rules on trial. They are the
+-- instance's, of no tenant: whoever runs it reads them (millrace_reader), and no role that serves tenants does.
 
 ALTER TABLE card_ledger
     ADD COLUMN rule_windows    bigint[] NOT NULL DEFAULT '{}',
@@ -14,7 +15,7 @@ COMMENT ON COLUMN card_ledger.shadow_decision IS 'The decision were all rules in
 
 COMMENT ON COLUMN decisions_by_rule.rule_id IS 'The rule as id@version; its text is in table rules (of older ones, by id alone, in versions)';
 
-CREATE VIEW shadows_by_rule AS
+CREATE VIEW shadows_by_rule WITH (security_invoker = true) AS
 SELECT tenant, (occurred_at AT TIME ZONE 'UTC')::date AS day, rule_id, rules_version, decision,
        coalesce(shadow_decision, decision) AS shadow_decision, currency,
        count(*) AS transactions, sum(amount_minor)::bigint AS amount_minor

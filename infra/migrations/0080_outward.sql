@@ -10,7 +10,7 @@ CREATE TABLE outward_endpoints (
     risk_min        double precision NOT NULL DEFAULT 0 CHECK (risk_min BETWEEN 0 AND 1),
     about           text        NOT NULL DEFAULT '',
     since_sequence  bigint      NOT NULL,
-    token_sha256    bytea       CHECK (octet_length(token_sha256) = 32),
+    token_sha256    bytea       UNIQUE CHECK (octet_length(token_sha256) = 32),
     status          text        NOT NULL DEFAULT 'active' CHECK (status IN ('active', 'disabled')),
     reason          text,
     failures        integer     NOT NULL DEFAULT 0,
@@ -22,7 +22,7 @@ CREATE TABLE outward_endpoints (
 COMMENT ON TABLE outward_endpoints IS 'Who is told of decisions: receivers of webhooks, and mailboxes';
 COMMENT ON COLUMN outward_endpoints.merchant_id IS 'Only this merchant''s decisions; null: all of the tenant';
 COMMENT ON COLUMN outward_endpoints.since_sequence IS 'Where the outbox stood when the endpoint was added: it is told of what came after';
-COMMENT ON COLUMN outward_endpoints.token_sha256 IS 'SHA-256 of the token with which the receiver may ask for its events';
+COMMENT ON COLUMN outward_endpoints.token_sha256 IS 'SHA-256 of the token with which the receiver may ask for its events; a proof of who asks, like an API key';
 COMMENT ON COLUMN outward_endpoints.reason IS 'Why it is disabled';
 COMMENT ON COLUMN outward_endpoints.failures IS 'Attempts since the last success that failed for the endpoint as a whole';
 COMMENT ON COLUMN outward_endpoints.retry_at IS 'Until then it rests';
@@ -219,3 +219,38 @@ BEGIN
     RETURN true;
 END $$;
 COMMENT ON FUNCTION outward_failed IS 'An attempt failed: the lane waits, and with rest_s the whole endpoint; false where the lease had gone';
+
+-- Who may do what with it (docs/adr/0050). The deliverer serves all tenants, and only what it delivers from.
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'millrace_outward') THEN
+        CREATE ROLE millrace_outward NOLOGIN;
+    END IF;
+END $$;
+GRANT USAGE ON SCHEMA public TO millrace_outward, millrace_identity, millrace_gateway;
+GRANT SELECT, UPDATE (status, reason, failures, retry_at, last_success_at) ON outward_endpoints TO millrace_outward;
+GRANT SELECT (secret_id, endpoint_id, kind, sealed, expires_at) ON outward_secrets TO millrace_outward;
+GRANT SELECT, UPDATE (fanned_out) ON outward_revision TO millrace_outward;
+GRANT SELECT, DELETE ON outbox TO millrace_outward;
+GRANT SELECT, INSERT, UPDATE, DELETE ON outward_deliveries TO millrace_outward;
+GRANT SELECT, INSERT, UPDATE ON outward_lanes TO millrace_outward;
+-- Of a decision what is told outside (infra/outward.py), and no window, feature or seal.
+GRANT SELECT (event_id, tenant, occurred_at, merchant_id, terminal_id, card_id, amount_minor, currency, decision, risk,
+              reasons, fired_rules, rules_version, model_version) ON card_ledger TO millrace_outward;
+CREATE POLICY told ON card_ledger FOR SELECT TO millrace_outward USING (true);
+
+-- The sink adds to the outbox, and asks who wants what. A receiver reads through the API what it missed.
+INSERT INTO protected_tables VALUES ('outbox', 'merchant', 'merchant_id', false);
+SELECT millrace_protect('public', 'outbox');
+CREATE POLICY told ON outbox TO millrace_outward USING (true);
+GRANT SELECT (tenant, merchant_id, decisions, risk_min) ON outward_endpoints TO millrace_sink;
+GRANT SELECT (revision) ON outward_revision TO millrace_sink;
+
+ALTER TABLE outward_endpoints ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+CREATE POLICY told ON outward_endpoints TO millrace_outward USING (true);
+GRANT SELECT (endpoint_id, tenant, merchant_id, decisions, risk_min, since_sequence) ON outward_endpoints TO millrace_api;
+CREATE POLICY own ON outward_endpoints FOR SELECT TO millrace_api USING (
+    tenant = (SELECT millrace_tenant()) AND ((SELECT millrace_objects('merchant')) IS NULL
+        OR merchant_id = ANY ((SELECT millrace_objects('merchant'))::text[])));
+GRANT SELECT (endpoint_id, tenant, merchant_id, token_sha256) ON outward_endpoints TO millrace_identity, millrace_gateway;
+CREATE POLICY known ON outward_endpoints FOR SELECT TO millrace_identity, millrace_gateway USING (true);

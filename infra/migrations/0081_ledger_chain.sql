@@ -20,6 +20,8 @@ CREATE TABLE ledger_chains (
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE ledger_chains IS 'How far each chain has come; the sink goes on from here';
 COMMENT ON COLUMN ledger_chains.begins IS 'The first offset of the source partition whose row is in the chain';
+-- A sink moves its chains forward; which chains there are, and where they began, stays.
+GRANT SELECT, INSERT, UPDATE (sequence, hash) ON ledger_chains TO millrace_sink;
 
 CREATE TABLE ledger_erasures (
     sequence   bigint      PRIMARY KEY CHECK (sequence > 0),

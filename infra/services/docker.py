@@ -111,7 +111,7 @@ class DockerServices:
         progress(f"docker compose down, project {self.project}")
         self._compose("down", "--remove-orphans", *(["--volumes"] if purge else []))
         if purge:
-            for name in ("secrets", "logs", "audit", "run"):
+            for name in ("secrets", "logs", "audit", "ledger", "run"):
                 shutil.rmtree(self.settings.home_path / name, ignore_errors=True)
 
     def status(self) -> list[ServiceStatus]:

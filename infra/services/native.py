@@ -51,7 +51,7 @@ class NativeServices:
             if purge:
                 for component in self.components:
                     component.purge()
-                for name in ("secrets", "logs", "audit"):
+                for name in ("secrets", "logs", "audit", "ledger"):
                     shutil.rmtree(self.settings.home_path / name, ignore_errors=True)
         if purge:
             shutil.rmtree(self.settings.home_path / "run", ignore_errors=True)

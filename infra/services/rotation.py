@@ -33,6 +33,7 @@ ROTATED: Mapping[str, Rotated] = {
     "identity": Rotated("millrace_identity", "database_identity_url"),
     "gateway": Rotated("millrace_gateway", "database_gateway_url"),
     "sink": Rotated("millrace_sink", "database_sink_url"),
+    "outward": Rotated("millrace_outward", "database_outward_url"),
     "audit": Rotated("millrace_audit", "database_audit_url"),
 }
 

@@ -157,7 +157,6 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "model_risk": (0.0, 1.0),
     "fraud_chance": (0.0, 1.0),
 }
-NULLABLE_NUMBERS = frozenset({"since_previous_ms", "fraud_chance"})
 
 
 def bounds(column: str) -> tuple[float, float]:

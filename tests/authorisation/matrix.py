@@ -20,7 +20,7 @@ from httpx2 import Response
 from connectors.publish import Receipt
 from infra.identity.secured import PUBLIC, declared
 from schemas.declare import Topic
-from schemas.roles import DOMAINS, ROLES, scopes_of
+from schemas.roles import DOMAINS, RECEIVER_SCOPE, ROLES, scopes_of
 from schemas.roles import OBJECTS as KINDS
 from tests.authorisation.rows import NOBODYS, OWNERS, TENANTS, Owner, owners_in
 
@@ -30,6 +30,8 @@ GRANTS: tuple[tuple[str, ...], ...] = (
     *((role.name,) for role in ROLES.values() if not role.by_domain),
 )
 """Each role in each domain, and nothing at all."""
+RECEIVER = ("receiver",)
+"""In the place of grants: whoever has the token of a webhook's endpoint."""
 SEEN: Mapping[str, tuple[str, ...] | None] = {"all": None, "one": ("o1",), "none": ()}
 """The objects of its tenant that a subject sees."""
 
@@ -47,6 +49,10 @@ class Asker:
         return f"{' '.join(self.grants) or 'nothing'} of {self.tenant}, {self.seen} objects"
 
     @property
+    def scopes(self) -> frozenset[str]:
+        return frozenset({RECEIVER_SCOPE}) if self.grants == RECEIVER else scopes_of(self.grants)
+
+    @property
     def limited(self) -> bool:
         return SEEN[self.seen] is not None
 
@@ -54,6 +60,14 @@ class Asker:
         """Whether rows of this owner are its to see or to send."""
         objects = SEEN[self.seen]
         return owner.tenant == self.tenant and (objects is None or owner.object in objects)
+
+
+RECEIVERS = tuple(
+    Asker(RECEIVER, owner.tenant, "one", {"Authorization": f"Bearer {owner.token}"})
+    for owner in OWNERS
+    if owner.object in (SEEN["one"] or ())
+)
+"""Who has an endpoint's token, of each tenant; they ask beside all others."""
 
 
 class Failed(AssertionError):
@@ -107,6 +121,7 @@ ASKED: Mapping[str, Sequence[Ask]] = {
             nobodys=True,
         )
     ],
+    "/v1/webhooks/{endpoint_id}/events": [Ask(lambda o: {"endpoint_id": o.endpoint})],
     "/dicomweb/studies": [Ask(), Ask(query={"PatientID": "*.o*"})],
     "/dicomweb/series": [Ask()],
     "/dicomweb/instances": [Ask()],
@@ -118,6 +133,10 @@ ASKED: Mapping[str, Sequence[Ask]] = {
     "/v1/instances/{sop_uid}/thumbnail": [Ask(lambda o: {"sop_uid": f"{o.uid}.3"})],
 }
 """By path, how each route of the API is tried."""
+
+
+OTHERS: Mapping[str, str] = {"webhooks": RECEIVER_SCOPE}
+"""The scope of routes that are no domain's; all others need `ops:read`."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +244,8 @@ def routes(app: FastAPI, method: str, tried: Mapping[str, Any]) -> Iterator[tupl
             raise Failed(f"{sorted(route.methods)} {route.path}, scope {route.scope}, is not in the matrix")
         domain = domains[route.path]
         verb = "read" if method == "GET" else "write"
-        if route.scope != (f"{domain}:{verb}" if domain in DOMAINS else "ops:read"):
+        wanted = f"{domain}:{verb}" if domain in DOMAINS else OTHERS.get(domain, "ops:read")
+        if route.scope != wanted:
             raise Failed(f"{route.path} of {domain} declares {route.scope}")
         found[route.path] = route.scope
     if missing := tried.keys() - found.keys():
@@ -247,8 +267,8 @@ def check_reading(app: FastAPI, client: TestClient, askers: Sequence[Asker], onl
             continue
         for ask in ASKED[path]:
             cells += _refuses(client.get(_filled(path, ask, OWNERS[0]), params=ask.query), 401, path)
-            for asker in askers:
-                targets = OWNERS if ask.values and scope in scopes_of(asker.grants) else OWNERS[:1]
+            for asker in (*askers, *RECEIVERS):
+                targets = OWNERS if ask.values and scope in asker.scopes else OWNERS[:1]
                 for target in targets:
                     _read(client, path, scope, ask, asker, target)
                     cells += 1
@@ -263,7 +283,7 @@ def _read(client: TestClient, path: str, scope: str, ask: Ask, asker: Asker, tar
     owner = Owner(target.tenant, NOBODYS) if ask.nobodys else target
     answer = client.get(_filled(path, ask, owner), params=ask.query, headers=asker.headers)
     cell = f"{asker}: GET {path} {dict(ask.query)} of {owner}"
-    if scope not in scopes_of(asker.grants):
+    if scope not in asker.scopes:
         _refuses(answer, 403, cell)
         return
     foreign = next(t for t in TENANTS if t != asker.tenant)
@@ -300,8 +320,8 @@ def check_writing(
             continue
         send = SENT[path]
         cells += _refuses(client.post(send.path(OWNERS[0]), **send.request(OWNERS[0], None)), 401, path)
-        for asker in askers:
-            allowed = scope in scopes_of(asker.grants)
+        for asker in (*askers, *RECEIVERS):
+            allowed = scope in asker.scopes
             for target in OWNERS if allowed else OWNERS[:1]:
                 for tenant in (target.tenant, None):
                     _write(client, sent, path, send, allowed, asker, target, tenant)

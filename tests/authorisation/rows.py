@@ -11,6 +11,7 @@ from typing import Any
 
 from psycopg import sql
 
+from infra.identity.receivers import PREFIX, token_hash
 from infra.object_store import FolderStore
 from infra.postgres import Connection
 from infra.settings import Settings
@@ -46,6 +47,16 @@ class Owner:
         """A DICOM UID of its own."""
         every = (*OBJECTS, NOBODYS)
         return f"1.2.{TENANTS.index(self.tenant) + 1}.{every.index(self.object) + 1}"
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoint that is told of its decisions."""
+        return f"{self}-endpoint"
+
+    @property
+    def token(self) -> str:
+        """That endpoint's token."""
+        return f"{PREFIX}{self.tenant}-{self.object}".ljust(len(PREFIX) + 43, "x")
 
 
 OWNERS = tuple(Owner(tenant, o) for tenant in TENANTS for o in OBJECTS)
@@ -109,6 +120,19 @@ def fill(settings: Settings, connection: Connection) -> None:
         digest = store.put(f"picture of {owner}".encode()).digest
         for topic, event in events(owner, digest):
             _insert(connection, topic, event, n)
+    for owner in OWNERS:
+        connection.execute(
+            "INSERT INTO outward_endpoints (endpoint_id, kind, tenant, merchant_id, target, decisions,"
+            " token_sha256, since_sequence) VALUES (%s, 'webhook', %s, %s, 'https://x.example', %s, %s, 0)",
+            (
+                owner.endpoint, owner.tenant, str(owner), ["APPROVE", "REVIEW", "DECLINE"],
+                token_hash(owner.token),
+            ),
+        )  # fmt: skip
+    connection.execute(
+        "INSERT INTO outbox (tenant, merchant_id, event_id, occurred_at, decision, risk)"
+        " SELECT tenant, merchant_id, event_id, occurred_at, decision, risk FROM card_ledger"
+    )
     for n, tenant in enumerate(TENANTS):
         owner = Owner(tenant, NOBODYS)
         stock = example(STOCK_RESULTS) | {

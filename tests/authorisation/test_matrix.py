@@ -18,6 +18,7 @@ import api.fraud
 import api.imaging
 import api.orders
 import api.pipelines
+import api.webhooks
 import connectors.fleet.http
 import connectors.fraud.http
 import connectors.imaging.http
@@ -185,6 +186,10 @@ READING: dict[str, tuple[str, Any, str, str, str]] = {
         "/v1/instances/{sop_uid}/thumbnail", api.imaging, "_THUMBNAIL", OBJECT, "($2::text[] = $2 OR true)",
     ),
     "fleet of an alert": ("/v1/alerts", api.fleet, "_ALERTS", OBJECT, "($2::text[] = $2 OR true)"),
+    "merchant of missed events": (
+        "/v1/webhooks/{endpoint_id}/events", api.webhooks, "_EVENTS",
+        r"\(e\.merchant_id IS NULL OR o\.merchant_id = e\.merchant_id\)", "true",
+    ),
     "tenant of dead letters": ("/v1/dead-letters", api.pipelines, "_OWN", TENANT, "$1 <> ''"),
     "objects of dead letters": ("/v1/dead-letters", api.pipelines, "_OWN", r" AND \$3$", " AND ($3 OR true)"),
 }  # fmt: skip

@@ -145,8 +145,11 @@ def test_data_survives_a_restart(instance: Settings) -> None:
 
 
 def test_purge_leaves_nothing(instance: Settings) -> None:
-    """`down --purge` ends every process and deletes the cluster, all data and the secret."""
+    """`down --purge` ends every process and deletes cluster, data, secrets and signed heads."""
     assert instance.secret("postgres")
+    for heads in (instance.audit_heads, instance.ledger_heads):
+        heads.parent.mkdir(parents=True)
+        heads.touch()
     cluster = Postgres(instance).cluster
     assert (cluster / "PG_VERSION").exists()
     NativeServices(instance).down(purge=True, progress=silent)

@@ -20,6 +20,7 @@ from connectors.outward import endpoints
 from connectors.outward.deliverer import Deliverer, open_vault
 from connectors.outward.endpoints import Added
 from infra.postgres import Connection, connect
+from infra.prepare import prepare_database
 from infra.settings import Settings
 from infra.telemetry.health import Health
 from schemas.fraud import CARD_DECISIONS, CARD_LEDGER
@@ -127,6 +128,7 @@ def until(condition: Callable[[], bool], seconds: float = 30) -> None:
 @pytest.fixture
 def outward(database: Settings) -> Iterator[Outward]:
     """Nothing is told to anybody yet."""
+    prepare_database(database)  # with the roles that deliverer and API come in by
     settings = Settings(
         {
             **database.environ,

@@ -75,4 +75,9 @@ def test_the_ledger_is_proved_and_a_card_erased(outward: Outward, run: Any) -> N
     assert "erased:" in run(*erase, "--apply")
     assert "has no card" in run(*erase, "--apply", code=1)
     assert outward.ask("SELECT count(*) FROM card_ledger WHERE card_id = 'card-of-cli'") == [(0,)]
+    # The audit log tells of the erasure, and not of the card: it forgets nothing.
+    audited = outward.ask(
+        "SELECT details::text FROM audit.entries WHERE action = 'ledger.erase' AND object = 'ends'"
+    )
+    assert len(audited) == 2 and all("request 1" in told and "card-of-cli" not in told for (told,) in audited)
     run("verify", "ledger")

@@ -16,6 +16,7 @@ import pytest
 from connectors.outward import endpoints
 from connectors.outward.deliverer import open_vault
 from connectors.outward.signing import Unverified, verify
+from infra.services.rotation import rotate
 from tests.connectors.outward.conftest import Outward, until
 from tests.connectors.outward.receiver import ENDLESS, HANG, HUGE, LOSE, Received, Receiver
 
@@ -320,3 +321,15 @@ def test_targets_that_cannot_be_are_refused(outward: Outward, target: str, reaso
     with pytest.raises(endpoints.EndpointError, match=reason):
         outward.add(target)
     assert endpoints.listed(outward.connection) == []
+
+
+def test_deliveries_go_on_through_a_rotation(outward: Outward) -> None:
+    """The deliverer's sessions end with its old password, and it comes back with the new one."""
+    receiver, _ = outward.receiver()
+    with outward.delivering():
+        before = outward.decide(["m1"])
+        until(lambda: len(receiver.taken) == 1)
+        assert rotate(outward.settings, "outward") > 0
+        after = outward.decide(["m1"])
+        until(lambda: len(receiver.taken) == 2)
+    assert [request.told["data"]["event_id"] for request in receiver.seen] == before + after

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import getpass
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import pytest
 import typer
@@ -11,8 +12,9 @@ from typer.testing import CliRunner
 
 from infra.audit import shell
 from infra.audit.log import open_heads
-from infra.audit.shell import audited
+from infra.audit.shell import ACTION, audited
 from infra.audit.verify import verify
+from infra.cli import build
 from infra.postgres import Connection
 from infra.services import ServiceError
 from infra.settings import Settings
@@ -85,3 +87,31 @@ def test_what_cannot_be_told_is_not_done(
         owner.execute("ALTER TABLE audit.hidden RENAME TO entries")
     assert isinstance(failed.exception, ServiceError) and "nothing is done" in str(failed.exception)
     assert "never" not in done
+
+
+SHOWING = {
+    "dlq": {"list", "show", "test"},
+    "ledger": set(),
+    "lists": {"list", "show"},
+    "models": {"ensure"},  # which trains, and so tells, where a model is missing
+    "replay": {"diff", "list", "plan"},
+    "rules": {"check", "list", "show", "words"},
+    "secret": set(),
+    "webhooks": {"deliveries", "list"},
+}
+"""By group the commands that change nothing."""
+
+
+@pytest.mark.parametrize("group", SHOWING)
+def test_every_command_that_changes_something_is_told(group: str) -> None:
+    """One that is neither told nor known to only show would act unseen."""
+    found = typer.main.get_command(build()).commands[group]  # type: ignore[attr-defined]
+
+    def untold(commands: dict[str, Any]) -> Iterator[str]:
+        for name, command in commands.items():
+            if inner := getattr(command, "commands", None):
+                yield from untold(inner)
+            elif not hasattr(command.callback, ACTION):
+                yield name
+
+    assert set(untold(found.commands)) == SHOWING[group]

@@ -16,11 +16,13 @@ from infra.audit.heads import Head, Heads
 from infra.broker import PartitionBatch
 from infra.checkpoints import TopicPartition
 from infra.codec import Codec
+from infra.generations import sink_url
 from infra.identity.keyring import KeyRing
 from infra.ledger.chain import chain_name
-from infra.ledger.heads import now
+from infra.ledger.heads import LOG, now
 from infra.ledger.verify import Account, verify
 from infra.postgres import Connection, connect
+from infra.prepare import prepare_database
 from infra.progress import Progress
 from infra.settings import Settings
 from infra.telemetry.health import Health
@@ -72,7 +74,7 @@ class Ledger:
             ROWS,
             self.codec,
             SimulatedProducer(self.broker).as_producer,
-            self.settings.database_url,
+            sink_url(self.settings.database_sink_url),
             Progress(PIPELINE.sink_name, [t.name for t in PIPELINE.sink_topics], Health()),
             outbox=Outbox(TOLD, CARD_DECISIONS.name, "tests"),
         )
@@ -127,7 +129,8 @@ class Ledger:
 
 @pytest.fixture
 def ledger(database: Settings, codec: Codec, tmp_path: Path) -> Iterator[Ledger]:
-    """Empty, with a topic of three partitions."""
+    """Empty, with a topic of three partitions. The sink writes it by its own role."""
+    prepare_database(database)
     topics = [*PIPELINE.sink_topics, *(t.dlq for t in PIPELINE.topics)]
     for topic in (CARD_DECISIONS, *(t.dlq for t in PIPELINE.topics)):
         codec.register(topic)
@@ -135,7 +138,7 @@ def ledger(database: Settings, codec: Codec, tmp_path: Path) -> Iterator[Ledger]
     keys.add()
     broker = Broker({t.name: PARTITIONS if t.name == CARD_DECISIONS.name else 1 for t in topics})
     with connect(database.database_url) as connection:
-        made = Ledger(database, codec, connection, broker, Heads(tmp_path / "heads.jsonl", keys))
+        made = Ledger(database, codec, connection, broker, Heads(tmp_path / "heads.jsonl", keys, LOG))
         made.empty()
         yield made
         made.empty()

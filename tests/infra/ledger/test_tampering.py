@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from infra.audit.entry import GENESIS
+from infra.audit.heads import Head, Heads
 from infra.columns import arrow_schema
+from infra.identity.keyring import KeyRing
 from infra.ledger.chain import hash_of, seal_of
 from infra.ledger.erasure import CHAIN, ErasureError, erase, sign
+from infra.ledger.heads import now
 from infra.ledger.verify import Account, Kind, _rows
 from schemas.fraud import CARD_DECISIONS, CARD_LEDGER
 from sinks.fraud import ROWS
@@ -95,6 +100,7 @@ def test_an_edit_of_any_column_is_found(written: Ledger) -> None:
     )
     altered = {
         "text": "{} || 'x'", "_text": "{} || 'x'::text", "int4": "{} + 1", "int8": "{} + 1",
+        "_int8": "{} || 1::bigint",
         "float8": "{} + 0.125", "bool": "NOT {}", "timestamptz": "{} + interval '1 us'",
         "bytea": "set_byte({0}, 0, 255 - get_byte({0}, 0))",
     }  # fmt: skip
@@ -121,7 +127,8 @@ def test_an_edit_of_any_column_is_found(written: Ledger) -> None:
 
 def _something(kind: str) -> str:
     return {
-        "text": "''", "_text": "'{}'", "bool": "false", "timestamptz": "now()", "bytea": "'\\x00'",
+        "text": "''", "_text": "'{}'", "_int8": "'{}'", "bool": "false", "timestamptz": "now()",
+        "bytea": "'\\x00'",
     }.get(kind, "0")  # fmt: skip
 
 
@@ -238,10 +245,11 @@ def test_protection_that_is_off_is_found(written: Ledger) -> None:
                 f"ALTER TABLE ONLY {table} DISABLE TRIGGER card_ledger_append_only".encode()
             )
             assert Kind.GUARD in {f.kind for f in written.verify().findings}
-    with written.connection.transaction(force_rollback=True):
-        written.connection.execute("GRANT DELETE ON card_ledger TO millrace_reader")
-        (finding,) = written.verify().findings
-        assert finding.kind is Kind.GUARD and "millrace_reader" in finding.sentence
+    for right in ("DELETE", "UPDATE (risk)"):
+        with written.connection.transaction(force_rollback=True):
+            written.connection.execute(f"GRANT {right} ON card_ledger TO millrace_reader".encode())
+            (finding,) = written.verify().findings
+            assert finding.kind is Kind.GUARD and "millrace_reader" in finding.sentence
 
 
 def test_heads_cannot_be_changed_unseen(written: Ledger) -> None:
@@ -258,6 +266,17 @@ def test_heads_cannot_be_changed_unseen(written: Ledger) -> None:
         assert Kind.HEADS in {f.kind for f in written.verify().findings}
     path.write_text("")
     assert {f.kind for f in written.verify().findings} == {Kind.UNKNOWN}
+
+
+@pytest.mark.parametrize(("log", "other"), [("ledger", "audit"), ("audit", "ledger")])
+def test_a_head_of_one_log_is_none_of_another(tmp_path: Path, log: str, other: str) -> None:
+    """Signed by the same key and put into the other log's file, it has no valid signature there."""
+    keys = KeyRing(tmp_path / "keys")
+    keys.add()
+    Heads(tmp_path / "heads.jsonl", keys, log).append(Head("chain", 0, GENESIS.hex(), 1, now()))
+    assert Heads(tmp_path / "heads.jsonl", keys, log).read()[1] == []
+    found, bad = Heads(tmp_path / "heads.jsonl", keys, other).read()
+    assert found == {} and [line.reason for line in bad] == ["has a signature that is not its own"]
 
 
 # Erasure
