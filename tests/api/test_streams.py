@@ -20,6 +20,7 @@ import uvicorn
 from confluent_kafka import Producer
 from fastapi import FastAPI
 from starlette.datastructures import Headers
+from websockets.asyncio.client import connect as connect_async
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -499,6 +500,54 @@ def test_many_listen_at_once(serving: Serving) -> None:
         for events in everyone:
             events.__exit__()
     assert live_log.STREAM_RECORDS.labels("card-transactions")._value.get() == before + 1
+
+
+def test_a_thousand_mostly_idle_connections_fit(serving: Serving) -> None:
+    """Five hundred of each kind: all hear of an event, and others are answered beside them."""
+    until(lambda: serving.app.state.live_log.listening == 0)
+
+    async def hear(opened: asyncio.Semaphore, ready: asyncio.Queue[None], n: int) -> str:
+        if n % 2:
+            async with opened:
+                address = (
+                    f"ws://127.0.0.1:{serving.port}/v1/stream?topic=card-transactions&where=currency:DKK"
+                )
+                one = await connect_async(address, open_timeout=SECONDS, proxy=None)
+            async with one:
+                await ready.put(None)
+                async for text in one:
+                    if (got := json.loads(text))["type"] == "record":
+                        return str(got["event"]["event_id"])
+        else:
+            async with opened:
+                reader, writer = await asyncio.open_connection("127.0.0.1", serving.port)
+                writer.write(
+                    b"GET /v1/events?topic=card-transactions&where=currency:DKK HTTP/1.1\r\nHost: x\r\n\r\n"
+                )
+                await reader.readuntil(b"event: started")
+            await ready.put(None)
+            await reader.readuntil(b'"event_id":"')
+            found = await reader.readuntil(b'"')
+            writer.close()
+            await writer.wait_closed()
+            return found.decode().rstrip('"')
+        raise EOFError
+
+    async def everyone() -> list[str]:
+        opened, ready = asyncio.Semaphore(40), asyncio.Queue[None]()
+        async with asyncio.timeout(90), asyncio.TaskGroup() as group:
+            tasks = [group.create_task(hear(opened, ready, n)) for n in range(1_000)]
+            for _ in tasks:
+                await ready.get()
+            assert serving.app.state.live_log.listening == 1_000
+            async with httpx.AsyncClient(trust_env=False) as client:
+                for path, status in (("/health/live", 200), ("/v1/events?topic=nothing", 422)):
+                    assert (await client.get(f"{serving.url}{path}")).status_code == status
+            await asyncio.to_thread(serving.publish, "c-1", currency="DKK")
+        return [task.result() for task in tasks]
+
+    assert set(asyncio.run(everyone())) == {f"e{serving.numbers}"}
+    until(lambda: serving.app.state.live_log.listening == 0)
 
 
 def test_who_listens_is_told_when_the_server_ends(serving: Serving, database: Settings, codec: Codec) -> None:
