@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from api.live_log import Dropped, Listener, LiveLog, LiveRecord, Positions, Started
-from infra.audit.entry import Outcome
+from infra.audit.entry import Details, Outcome
 from infra.audit.log import AuditLog
 from infra.checkpoints import TopicPartition
 from infra.hardening import EVENTS
@@ -345,7 +345,11 @@ class _Conversation:
 
         def tell(outcome: Outcome, status: int) -> None:
             action = "denied" if outcome == "denied" else "read"
-            told = {"status": status, "address": address_of(self._websocket.scope), "object": asked.names}
+            told: Details = {
+                "status": status,
+                "address": address_of(self._websocket.scope),
+                "object": asked.names,
+            }
             audit.record(self._websocket.state.asking, action, "WEBSOCKET /v1/stream", outcome, told)
 
         try:
