@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 
-from api import database, pipelines, webhooks
+from api import database, pipelines, streams, webhooks
 from api.console import routes as console
 from api.console.site import lifespan as console_lifespan
-from infra import problems, web
+from infra import hardening, problems, web
 from infra.identity import oauth, secured
 from infra.identity.authenticator import authenticating
 from infra.settings import Settings
@@ -49,6 +50,7 @@ def create_app(settings: Settings) -> FastAPI:
             authenticating(app, settings, lambda: settings.database_identity_url, "millrace-api-identity"),
             oauth.issuing(app, settings),
             console_lifespan(app),
+            streams.live(app),
         ):
             app.state.database = pool
             yield
@@ -72,8 +74,11 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(title="Millrace API", version="1", description=DESCRIPTION, lifespan=lifespan)
     app.state.settings = settings
+    # Set as soon as the server is told to end (`infra.web`): answers that have no end wait for it.
+    app.state.ending = threading.Event()
     app.include_router(oauth.router)
     app.include_router(pipelines.router)
+    app.include_router(streams.router)
     app.include_router(webhooks.router)
     for router in web.routers(f"api.{pipeline.name}" for pipeline in PIPELINES):
         app.include_router(router)
@@ -82,5 +87,6 @@ def create_app(settings: Settings) -> FastAPI:
     database.install(app)
     problems.install(app)
     telemetry.install(app, "api", health, check)
+    hardening.install(app, settings, "api", health)
     secured.install(app)
     return app

@@ -197,9 +197,11 @@ class Listener:
 class LiveLog:
     """The topics' ends for the listeners of one process. Its methods may be called from the event loop."""
 
-    def __init__(self, access: KafkaAccess, registry_url: str) -> None:
+    def __init__(self, access: KafkaAccess, registry_url: str, ending: threading.Event) -> None:
+        """`ending`: once it is set, whoever listens is dropped, and nobody is listened for."""
         self._access = access
         self._registry_url = registry_url
+        self._ending = ending
         self._commands: queue.SimpleQueue[tuple[Callable[[Listener], None], Listener] | None] = (
             queue.SimpleQueue()
         )
@@ -216,7 +218,7 @@ class LiveLog:
         """Let it be offered what comes on its topics, until `leave`."""
         self.listening += 1
         STREAM_LISTENERS.set(self.listening)
-        if self._closed:
+        if self._ends:
             listener.drop("ending", ENDING)
             return
         if self._thread is None or not self._thread.is_alive():
@@ -237,6 +239,11 @@ class LiveLog:
         if self._thread is not None:
             self._thread.join(10)
 
+    @property
+    def _ends(self) -> bool:
+        # While somebody listens the thread looks every POLL_SECONDS; while nobody does, nobody waits for it.
+        return self._closed or self._ending.is_set()
+
     # In the thread
 
     def _run(self) -> None:
@@ -245,9 +252,9 @@ class LiveLog:
         try:
             with closing(Codec(self._registry_url)) as codec:
                 self._consumer, self._admin, self._codec = consumer, client, codec
-                while not self._closed:
+                while not self._ends:
                     self._obey()
-                    if self._closed:
+                    if self._ends:
                         break
                     try:
                         self._turn()

@@ -8,26 +8,32 @@ from __future__ import annotations
 
 import asyncio
 import re
-import signal
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
-from urllib.parse import urlsplit
+from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, FastAPI, Query, WebSocket
+from fastapi import FastAPI, Query, WebSocket
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from api.live_log import Dropped, Listener, LiveLog, LiveRecord, Positions, Started
+from infra.audit.entry import Details, Outcome
+from infra.audit.log import AuditLog
 from infra.checkpoints import TopicPartition
+from infra.hardening import EVENTS
+from infra.identity import secured
+from infra.identity.principal import Principal
+from infra.identity.secured import OneOf, SecuredRouter
+from infra.limits.web import address_of
 from infra.problems import Problem
 from schemas.declare import Topic
 from schemas.pipelines import PIPELINES
+from schemas.roles import HOME_TENANT, OBJECTS, object_field
 
 MOST_LISTENERS = 2_000
 HEARTBEAT_SECONDS = 15.0
@@ -35,45 +41,12 @@ RECHECK_SECONDS = 30.0
 """How often it is asked again whether the listener still may."""
 SEND_SECONDS = 10.0
 """A connection that takes nothing for so long is ended."""
-WATCH_SECONDS = 0.5
 COMMAND_BYTES = 16_384
 OFFSET = re.compile(r"[0-9]{1,18}")
 
-OBJECT_FIELDS: Mapping[str, tuple[str, str]] = {
-    "fraud": ("merchant", "merchant_id"),
-    "orders": ("customer", "customer_id"),
-    "fleet": ("fleet", "fleet_id"),
-    "imaging": ("patient", "patient_id"),
-}
-"""By domain: the kind of object that events belong to, and the field that names it, where they have it."""
-
 OPERATORS = "ops:read"
 
-
-class Asker(Protocol):
-    """Who asks, as `infra.identity` knows them."""
-
-    @property
-    def tenant(self) -> str: ...
-
-    def may(self, scope: str) -> bool: ...
-
-    def sees(self, kind: str) -> frozenset[str] | None: ...
-
-
 Wants = Callable[[LiveRecord], bool]
-Authorise = Callable[[HTTPConnection, str], Awaitable[Asker]]
-
-
-async def authorise(connection: HTTPConnection, scope: str) -> Asker:
-    """Who asks, where they have the scope. Raises `Problem`: 401, 403, or 503 where nobody can tell.
-
-    `app.state.authorise` answers; without it, nobody is let in.
-    """
-    known: Authorise | None = getattr(connection.app.state, "authorise", None)
-    if known is None:
-        raise Problem(503, "Not set up", "Nobody can tell here who you are, so events are shown to nobody.")
-    return await known(connection, scope)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +94,11 @@ class Wish:
                     raise _wrong("where", f"{topic.name} has no field {field[:80]!r}; its fields: {known}")
         return cls(found, where, parse_position(after, found) if after else None)
 
+    @property
+    def names(self) -> str:
+        """Its topics, as the audit log tells them."""
+        return " ".join(topic.name for topic in self.topics)
+
     def __contains__(self, record: LiveRecord) -> bool:
         return all(_text(record.event.get(name)) == value for name, value in self.where.items())
 
@@ -151,35 +129,50 @@ def parse_position(text: str, topics: Sequence[Topic]) -> Positions:
     return found
 
 
-async def admitted(connection: HTTPConnection, wish: Wish) -> Wants:
-    """Which events they may be shown. Raises `Problem` where a topic is not theirs to listen to."""
-    tenant: str | None = None
-    limits: dict[str, tuple[str, frozenset[str]]] = {}
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What somebody may see of a topic: events of a tenant, and of its objects where they see only some."""
+
+    tenants: frozenset[str]
+    field: str
+    objects: frozenset[str] | None
+
+    @classmethod
+    def of(cls, shown: Shown, principal: Principal) -> Share:
+        """Raises `Problem` 403 where they see some objects alone, and events do not say whose they are."""
+        letters = shown.scope == OPERATORS
+        field = object_field(shown.domain)
+        objects = principal.sees(OBJECTS[shown.domain])
+        # A letter holds another's bytes: it is no object's, of whatever kind.
+        if (letters and principal.objects) or (objects is not None and field not in shown.topic.fields):
+            raise Problem(
+                403,
+                "Not allowed",
+                f"You see some objects alone; the events of {shown.topic.name} do not say whose they are.",
+                field="topic",
+            )
+        # As in api/pipelines.py: of whom nobody could read is for those who run the instance.
+        home = letters and principal.tenant == HOME_TENANT
+        return cls(frozenset({principal.tenant, *([""] if home else [])}), field, objects)
+
+    def __contains__(self, record: LiveRecord) -> bool:
+        if record.tenant not in self.tenants:
+            return False
+        return self.objects is None or record.event.get(self.field) in self.objects
+
+
+async def admitted(connection: HTTPConnection, wish: Wish, *, again: bool = True) -> Wants:
+    """Which events they may be shown. Raises `Problem` where a topic is not theirs to listen to.
+
+    `again` as of `secured.authorise`: whether the door was passed for this already.
+    """
+    shares: dict[str, Share] = {}
     for topic in wish.topics:
         shown = SHOWN[topic.name]
-        asker = await authorise(connection, shown.scope)
-        tenant = asker.tenant
-        for domain, (kind, field) in OBJECT_FIELDS.items():
-            objects = asker.sees(kind)
-            if objects is None or domain != shown.domain:
-                continue
-            # Without the field nobody can tell whose an event is; a dead letter holds another's bytes.
-            if shown.scope == OPERATORS or field not in topic.fields:
-                raise Problem(
-                    403,
-                    "Not allowed",
-                    f"You see some {kind}s alone, and the events of {topic.name} do not say whose they are.",
-                    field="topic",
-                )
-            limits[topic.name] = (field, objects)
-
-    def wants(record: LiveRecord) -> bool:
-        if record.tenant != tenant or record not in wish:
-            return False
-        limit = limits.get(record.at.topic)
-        return limit is None or record.event.get(limit[0]) in limit[1]
-
-    return wants
+        principal = await secured.authorise(connection, shown.scope, again=again)
+        shares[topic.name] = Share.of(shown, principal)
+        again = True  # one opening, of however many topics
+    return lambda record: record in shares[record.at.topic] and record in wish
 
 
 class Progress:
@@ -208,30 +201,20 @@ class Progress:
 
 @asynccontextmanager
 async def live(app: FastAPI) -> AsyncIterator[None]:
-    """The live log of this process, for as long as it serves; its thread starts with the first listener."""
+    """For the application's lifespan: its live log, whose thread starts with the first listener. Who listens
+    is dropped as soon as `app.state.ending` is set: the server waits for them before it ends."""
     settings = app.state.settings
-    log = app.state.live_log = LiveLog(settings.kafka, settings.schema_registry_url)
-    watching = asyncio.create_task(_close_with_server(log))
+    log = app.state.live_log = LiveLog(settings.kafka, settings.schema_registry_url, app.state.ending)
     try:
         yield
     finally:
-        watching.cancel()
-        with suppress(asyncio.CancelledError):
-            await watching
         await asyncio.to_thread(log.close)
 
 
-async def _close_with_server(log: LiveLog) -> None:
-    """Drop who listens as soon as the server is told to end: it waits for open answers before it says so."""
-    while True:
-        await asyncio.sleep(WATCH_SECONDS)
-        server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-        if getattr(server, "should_exit", False):
-            await asyncio.to_thread(log.close)
-            return
+router = SecuredRouter(prefix="/v1", tags=["live"])
 
-
-router = APIRouter(prefix="/v1", tags=["live"], lifespan=live)
+BY_TOPIC = OneOf(frozenset(shown.scope for shown in SHOWN.values()))
+"""What opens the doors; `admitted` then asks for the scope of each topic."""
 
 Topics = Annotated[list[str], Query(alias="topic", description="Topics to listen to, as `card-decisions`.")]
 Where = Annotated[
@@ -240,26 +223,32 @@ Where = Annotated[
 After = Annotated[str | None, Query(description="The id of the last event that was taken: go on behind it.")]
 
 
+class ServerSentEvents(Response):
+    """Declares that an answer goes on, and so that it is limited as a stream."""
+
+    media_type = EVENTS
+
+
 @router.get(
     "/events",
+    scope=BY_TOPIC,
     summary="Events as they are appended, as server-sent events",
-    response_class=Response,
-    responses={200: {"content": {"text/event-stream": {}}, "description": "`started`, `record`, `dropped`"}},
+    response_class=ServerSentEvents,
+    responses={200: {"description": "`started`, `record`, `dropped`"}},
 )
 async def events(request: Request, topic: Topics, where: Where = [], after: After = None) -> Response:  # noqa: B006
     """`started` says where it begins (and how many records before are `lost`: gone, or too many), `record` is
     an event with its place, `dropped` says why nothing follows. The id of each is what `Last-Event-ID` or
-    `after` takes."""
+    `after` takes. A topic needs `<domain>:read`, one of dead letters `ops:read`."""
     last = request.headers.get("last-event-id") or after
     wish = Wish.of(topic, _conditions(where), last)
     wants = await admitted(request, wish)
+    request.state.object = wish.names
     return EventStream(request, _log_with_room(request), wish, wants)
 
 
-class EventStream(Response):
+class EventStream(ServerSentEvents):
     """An answer that goes on until its client leaves, or is dropped."""
-
-    media_type = "text/event-stream"
 
     def __init__(self, request: Request, log: LiveLog, wish: Wish, wants: Wants) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
@@ -301,25 +290,19 @@ class EventStream(Response):
                 await write("", more=False)
 
 
-@router.websocket("/stream")
+@router.websocket("/stream", scope=BY_TOPIC)
 async def stream(websocket: WebSocket, topic: Topics = [], where: Where = [], after: After = None) -> None:  # noqa: B006
     """As `/v1/events`, and what is listened to can be changed: send
     `{"subscribe": {"topics": [...], "where": {...}, "after": "..."}}`; it replaces what was before."""
-    first: tuple[Wish, Wants] | None = None
-    try:
-        _same_origin(websocket)
-        log = _log_with_room(websocket)
-        if topic:
-            wish = Wish.of(topic, _conditions(where), after)
-            first = wish, await admitted(websocket, wish)
-        else:
-            await _admitted_somewhere(websocket)
-    except Problem as problem:
-        await websocket.send_denial_response(problem.response(websocket.url.path))
-        return
+    listening: tuple[Wish, Wants] | None = None
+    log = _log_with_room(websocket)
+    if topic:
+        wish = Wish.of(topic, _conditions(where), after)
+        listening = wish, await admitted(websocket, wish)
+        websocket.state.object = wish.names
     await websocket.accept()
     try:
-        await _Conversation(websocket, log).run(first)
+        await _Conversation(websocket, log).run(listening)
     except (WebSocketDisconnect, TimeoutError):
         return
 
@@ -347,7 +330,7 @@ class _Conversation:
                 command.cancel()
             try:
                 asked = _subscription(text)
-                listening = asked, await admitted(self._websocket, asked)
+                listening = asked, await self._admitted(asked)
             except Problem as problem:
                 # What was listened to before goes on where it was.
                 await self._send({"type": "error", "problem": problem.document()})
@@ -355,6 +338,28 @@ class _Conversation:
                     wish, wants = listening
                     place = parse_position(self._progress.text, wish.topics)
                     listening = Wish(wish.topics, wish.where, place), wants
+
+    async def _admitted(self, asked: Wish) -> Wants:
+        """As `admitted`, for another opening: it takes another token, and is told to the audit log."""
+        audit: AuditLog = self._websocket.app.state.audit
+
+        def tell(outcome: Outcome, status: int) -> None:
+            action = "denied" if outcome == "denied" else "read"
+            told: Details = {
+                "status": status,
+                "address": address_of(self._websocket.scope),
+                "object": asked.names,
+            }
+            audit.record(self._websocket.state.asking, action, "WEBSOCKET /v1/stream", outcome, told)
+
+        try:
+            wants = await admitted(self._websocket, asked, again=False)
+        except Problem as problem:
+            if problem.status in (401, 403):
+                tell("denied", problem.status)
+            raise
+        tell("done", 200)
+        return wants
 
     async def _listen(self, wish: Wish, wants: Wants, command: asyncio.Task[str]) -> str | None:
         """Send what comes, until there is a command (None), or nothing more comes (the reason)."""
@@ -495,28 +500,6 @@ def _log_with_room(connection: HTTPConnection) -> LiveLog:
             headers={"Retry-After": "5"},
         )
     return log
-
-
-def _same_origin(websocket: WebSocket) -> None:
-    """Refuse another site's page: a browser lets it open WebSockets with its reader's cookies."""
-    origin = websocket.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != websocket.headers.get("host"):
-        raise Problem(403, "Not allowed", "This page is not of this server; open it from one that is.")
-
-
-async def _admitted_somewhere(websocket: WebSocket) -> None:
-    """Without a topic yet: whoever could listen to one may open the stream. Raises `Problem`."""
-    refused: Problem | None = None
-    for scope in dict.fromkeys(shown.scope for shown in SHOWN.values()):
-        try:
-            await authorise(websocket, scope)
-            return
-        except Problem as problem:
-            if problem.status != 403:
-                raise
-            refused = problem
-    assert refused is not None
-    raise refused
 
 
 def _wrong(field: str, reason: str) -> Problem:

@@ -24,6 +24,7 @@ from infra.quick_redis import QuickRedis
 from infra.settings import SETTINGS, SettingError, Settings
 from infra.telemetry.health import Health
 
+EVENTS = "text/event-stream"
 TOLD_FIRST = frozenset({"ops:write", "identity:write"})
 """Scopes of what must not be done while the audit log cannot tell of it."""
 
@@ -96,7 +97,7 @@ async def admit(connection: HTTPConnection, principal: Principal, scope: str) ->
     Raises `Problem`: 429 where their tokens are used up, 503 where what they are to do could not be told.
     """
     connection.state.asking = principal
-    await limits.charge(connection, principal, class_of(scope, connection.scope["type"] == "websocket"))
+    await limits.charge(connection, principal, class_of(scope, _goes_on(connection)))
     if scope in TOLD_FIRST:
         log: AuditLog = connection.app.state.audit
         try:
@@ -108,6 +109,12 @@ async def admit(connection: HTTPConnection, principal: Principal, scope: str) ->
                 "What you ask for is done only where the audit log can tell of it; ask again later.",
                 headers={"Retry-After": "10"},
             ) from None
+
+
+def _goes_on(connection: HTTPConnection) -> bool:
+    """Whether the answer has no end of its own: a WebSocket, or what its route declares as events."""
+    declared = getattr(connection.scope.get("route"), "response_class", None)
+    return connection.scope["type"] == "websocket" or getattr(declared, "media_type", None) == EVENTS
 
 
 class SecurityHeaders:

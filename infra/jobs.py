@@ -135,7 +135,12 @@ def run(
     """Run `millrace ARGUMENTS`, which is short, with text on its stdin. Raises `TimeoutExpired`."""
     command = (sys.executable, "-m", "infra.cli", *arguments)
     return subprocess.run(
-        command, env=_environ(settings), input=given, text=True, capture_output=True, timeout=seconds
+        command,
+        env=_environ(settings, own=True),
+        input=given,
+        text=True,
+        capture_output=True,
+        timeout=seconds,
     )
 
 
@@ -146,10 +151,12 @@ def listed(settings: Settings, name: str) -> list[Job]:
     return [job for n in numbers if (job := _read(folder / str(n))) is not None]
 
 
-def _environ(settings: Settings) -> dict[str, str]:
+def _environ(settings: Settings, *, own: bool = False) -> dict[str, str]:
+    """`own`: to a secured broker the command is the process that starts it, and not the operator."""
     root = str(Path(__file__).parent.parent)
     path = os.pathsep.join(filter(None, (root, settings.environ.get("PYTHONPATH"))))
-    return {**settings.environ, "PYTHONPATH": path, "MILLRACE_HOME": str(settings.home_path)}
+    environ = (settings if own else settings.as_operator()).environ
+    return {**environ, "PYTHONPATH": path, "MILLRACE_HOME": str(settings.home_path)}
 
 
 def _read(folder: Path) -> Job | None:

@@ -405,6 +405,12 @@ class Settings:
             )
         return KafkaAccess.as_user(servers, user, password, Path(authority) if authority else None)
 
+    def as_operator(self) -> Settings:
+        """The same instance, and to its secured broker whoever uses the command line: for what the API does
+        for an operator. Who may not read the operator's password gets none, and `kafka` then says so."""
+        own = {SETTINGS[name].variable for name in ("kafka_user", "kafka_password")} if self.secure else set()
+        return Settings({name: value for name, value in self.environ.items() if name not in own})
+
     def as_reader(self, database_url: str) -> str:
         """The same database for role millrace_reader; the owner's address before `up` made its password."""
         password, parts = self.secret("reader"), urlsplit(database_url)

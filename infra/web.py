@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import resource
 import sys
 from collections.abc import Iterable, Iterator
 from types import FrameType
@@ -73,10 +74,17 @@ def run(app: FastAPI, url: str, drain_s: float) -> None:
         ws_max_size=settings.number("max_json_bytes"),
         timeout_graceful_shutdown=max(1, int(drain_s)),
     )
+    _make_room()
     server = _Server(config)
     server.run()
     if not server.started:
         sys.exit(DID_NOT_START)
+
+
+def _make_room() -> None:
+    """Take connections up to the system's limit: each is a file, and many systems give 1,024 at first."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class _Server(uvicorn.Server):

@@ -1,7 +1,8 @@
 """Who may do what at the broker: one table from the declarations, for the ACLs and for their tests.
 
 What is not granted here is denied. Each process has a principal of its own, named as `millrace ps` lists it;
-`prepare` makes topics, and `operator` is whoever uses the command line.
+`prepare` makes topics, and `operator` is whoever uses the command line, also from the console. A process that
+asks the broker nothing (the registry, the sender of webhooks) has no name and gets in nowhere.
 """
 
 from __future__ import annotations

@@ -27,6 +27,11 @@ OBJECTS: Mapping[str, str] = {
 """Whose a row of each domain is, within its tenant. A subject sees all of a kind, or those it is given."""
 
 
+def object_field(domain: str) -> str:
+    """The field of events, and column of rows, that names whose they are."""
+    return f"{OBJECTS[domain]}_id"
+
+
 @dataclass(frozen=True, slots=True)
 class Role:
     """A bundle of scopes. `{domain}` in a scope stands for the domain that the role is granted in."""

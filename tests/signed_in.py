@@ -9,6 +9,8 @@ from starlette.datastructures import Headers
 
 from infra.identity import api_keys, subjects
 from infra.identity.principal import Principal
+from infra.limits.rates import RATES
+from infra.limits.tokens import Verdict
 from infra.postgres import connect
 from infra.prepare import prepare_database
 from infra.settings import Settings
@@ -20,6 +22,13 @@ class Everybody:
 
     async def principal(self, headers: Headers) -> Principal:
         return Principal("anybody", "program", HOME_TENANT, SCOPES, {}, "none")
+
+
+class Plenty:
+    """Limits that nobody meets, for tests of an application whose requests share no event loop."""
+
+    async def take(self, asker: str, route_class: str) -> Verdict:
+        return Verdict(True, RATES[route_class], 1.0)
 
 
 def signed_in(settings: Settings) -> dict[str, str]:

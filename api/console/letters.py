@@ -459,7 +459,7 @@ def _tried(console: site.Console, letter: Letter, event: Event | None) -> list[T
 def _redrive(console: site.Console, id_: int, actor: str, note: str | None) -> str | None:
     """Send one letter; returns why it was held back."""
     console.require(Part.BROKER, Part.DATABASE, Part.REGISTRY)
-    outcomes = sending.redrive(console.settings, console.pipelines, [id_], actor=actor, note=note)
+    outcomes = sending.redrive(console.operating, console.pipelines, [id_], actor=actor, note=note)
     return next((o.problem for o in outcomes if o.letter == id_ and o.place is None), None)
 
 

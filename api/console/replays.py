@@ -201,7 +201,7 @@ async def begin(request: Request, actor: Acting) -> Response:
             "rate": rate,
         }
         with console.database(reading=False) as connection:
-            return runs.create(console.settings, connection, declared, places, options, in_place=in_place)
+            return runs.create(console.operating, connection, declared, places, options, in_place=in_place)
 
     run = await console.apart(create)
     await console.apart(_start, console, run.run_id, actor, "run", "--resume", str(run.run_id))

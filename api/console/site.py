@@ -58,11 +58,12 @@ T = TypeVar("T")
 class Console:
     """The console of one application."""
 
-    def __init__(self, settings: Settings, pipelines: Pipelines) -> None:
+    def __init__(self, settings: Settings, pipelines: Pipelines, ending: threading.Event) -> None:
         self.settings = settings
+        self.operating = settings.as_operator()
         self.pipelines = pipelines
         self.observer = Observer(settings, pipelines)
-        self.ending = threading.Event()
+        self.ending = ending
         self.streams = _Seats(STREAMS)
         self.tails = _Seats(TAILS)
         self._workers = anyio.CapacityLimiter(WORKERS)
@@ -142,8 +143,7 @@ def console(request: Request) -> Console:
 
 def install(app: FastAPI, settings: Settings, pipelines: Pipelines) -> Console:
     """Make the console of `app`; `lifespan` closes it."""
-    made = app.state.console = Console(settings, pipelines)
-    app.state.ending = made.ending
+    made = app.state.console = Console(settings, pipelines, app.state.ending)
     return made
 
 

@@ -21,6 +21,7 @@ from infra.codec import Codec, IsTick, Undecodable
 from infra.kafka_access import KafkaAccess
 from infra.topic_log import at_time, ends, partitions, starts
 from schemas.declare import Topic
+from schemas.grants import LOG_READER
 
 SHOWN = 40
 """Most records handed out at once: more than eyes can follow."""
@@ -82,7 +83,7 @@ class Tail:
             {
                 **kafka.config(),
                 **CONNECTING,
-                "group.id": "millrace-console",  # required, but no group is joined and nothing is committed
+                "group.id": LOG_READER,  # required, but no group is joined and nothing is committed
                 "enable.auto.commit": False,
                 "auto.offset.reset": "latest",
                 "isolation.level": "read_committed",

@@ -44,7 +44,9 @@ class Audited:
                     tell(message["status"])
                 case "websocket.accept":
                     tell(101)
-                case "websocket.close" | "websocket.http.response.start":
+                case "websocket.http.response.start":
+                    tell(message["status"])
+                case "websocket.close":
                     tell(403)
             await send(message)
 

@@ -3,6 +3,9 @@
 A router of `SecuredRouter` takes no route without `scope=`: its module fails to import. `require_scopes`
 then walks an application and refuses one with any other route that is not in `PUBLIC`. Who asks is
 established, and what they may do is checked, before a byte of the body is read.
+
+Where a request says what it wants to read, and that decides the scope, the route declares `scope=OneOf(...)`:
+its door opens to whoever has one of them, and its handler asks `authorise` for the one that it needs.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from fastapi.routing import APIRoute, iter_route_contexts
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
+from infra.hardening import admit
 from infra.identity.authenticator import Authenticator
 from infra.identity.principal import Principal
 from infra.problems import Problem
@@ -69,12 +73,25 @@ class Unsecured(TypeError):
 
 
 @dataclass(frozen=True, slots=True)
+class OneOf:
+    """The scope of a route whose request says which of these it needs. For reading alone."""
+
+    scopes: frozenset[str]
+
+    def __str__(self) -> str:
+        return " ".join(sorted(self.scopes))
+
+
+Needed = str | OneOf
+
+
+@dataclass(frozen=True, slots=True)
 class Declared:
     """A route of an application, and the scope that it needs; None for a public one."""
 
     methods: frozenset[str]
     path: str
-    scope: str | None
+    scope: Needed | None
 
 
 class SecuredRoute(APIRoute):
@@ -99,7 +116,7 @@ class SecuredRouter(APIRouter):
     def __init__(self, **options: Any) -> None:
         super().__init__(route_class=SecuredRoute, **options)
 
-    def get(self, path: str, *, scope: str, **options: Any) -> Callable[[Handler], Handler]:  # type: ignore[override]
+    def get(self, path: str, *, scope: Needed, **options: Any) -> Callable[[Handler], Handler]:  # type: ignore[override]
         return self._route("GET", path, scope, options)
 
     def post(self, path: str, *, scope: str, **options: Any) -> Callable[[Handler], Handler]:  # type: ignore[override]
@@ -115,7 +132,7 @@ class SecuredRouter(APIRouter):
         return self._route("DELETE", path, scope, options)
 
     def websocket(  # type: ignore[override]
-        self, path: str, *, scope: str, **options: Any
+        self, path: str, *, scope: Needed, **options: Any
     ) -> Callable[[Handler], Handler]:
         _require_known(path, scope)
         needs = Depends(_needs(scope))
@@ -123,18 +140,19 @@ class SecuredRouter(APIRouter):
         return decorate
 
     def _route(
-        self, method: str, path: str, scope: str, options: dict[str, Any]
+        self, method: str, path: str, scope: Needed, options: dict[str, Any]
     ) -> Callable[[Handler], Handler]:
         _require_known(path, scope)
+        ways = sorted(scope.scopes) if isinstance(scope, OneOf) else [scope]
         extra = {
             **options.pop("openapi_extra", {}),
-            DECLARED: scope,
-            "security": [{"token": [scope]}, {"key": []}],
+            DECLARED: ways if isinstance(scope, OneOf) else scope,
+            "security": [*({"token": [way]} for way in ways), {"key": []}],
         }
         return self.api_route(path, methods=[method], openapi_extra=extra, **options)
 
 
-def _needs(scope: str) -> Callable[[HTTPConnection], Awaitable[None]]:
+def _needs(scope: Needed) -> Callable[[HTTPConnection], Awaitable[None]]:
     """The dependency of a WebSocket's route: it is opened only to whom it may."""
 
     async def check(connection: HTTPConnection) -> None:
@@ -144,22 +162,35 @@ def _needs(scope: str) -> Callable[[HTTPConnection], Awaitable[None]]:
     return check
 
 
-async def authorise(connection: HTTPConnection, scope: str) -> Principal:
-    """Who is asking, where they have the scope. Raises `Problem`: 401, 403 or 503."""
+async def authorise(connection: HTTPConnection, scope: Needed, *, again: bool = False) -> Principal:
+    """Who is asking, where they have the scope. Raises `Problem`: 401, 403, 429 or 503.
+
+    `again`: within what was let in already, as a stream that goes on. That is neither charged nor told anew.
+    """
     authenticator: Authenticator = connection.app.state.authenticator
     principal = await authenticator.principal(connection.headers)
-    if not principal.may(scope):
+    ways = scope.scopes if isinstance(scope, OneOf) else frozenset({scope})
+    if not again:
+        await admit(connection, principal, min(ways))
+    if not ways & principal.scopes:
         challenge = f'Bearer realm="millrace", error="insufficient_scope", scope="{scope}"'
+        what = (
+            f"one of the scopes {scope}, of which"
+            if isinstance(scope, OneOf)
+            else f"the scope {scope}, which"
+        )
         raise Problem(
             403,
             "Not allowed",
-            f"This needs the scope {scope}, which you have not been granted.",
+            f"This needs {what} you have not been granted.",
             headers={"WWW-Authenticate": challenge},
         )
     # Not left out in silence: who names another tenant must not take the answer for that one's.
     for given in (*connection.query_params.getlist("tenant"), *connection.headers.getlist(TENANT_HEADER)):
         require_tenant(principal, given)
-    connection.state.principal = principal
+    if isinstance(scope, str):
+        # Of `OneOf` nobody knows yet whether they have the right one: the handler gets no principal by it.
+        connection.state.principal = principal
     return principal
 
 
@@ -218,18 +249,25 @@ def install(app: FastAPI) -> None:
     require_scopes(app)
 
 
-def _scope_of(route: Any) -> str | None:
+def _scope_of(route: Any) -> Needed | None:
     for dependency in getattr(route, "dependencies", None) or ():
         needed = getattr(dependency.dependency, DECLARED, None)
-        if isinstance(needed, str):
+        if isinstance(needed, Needed):
             return needed
     # That it is written down is not enough: the route must be of the kind that checks it.
     if not isinstance(getattr(route, "original_route", route), SecuredRoute):
         return None
     scope = (route.openapi_extra or {}).get(DECLARED)
+    if isinstance(scope, list):
+        return OneOf(frozenset(scope))
     return scope if isinstance(scope, str) else None
 
 
-def _require_known(path: str, scope: str) -> None:
-    if scope not in SCOPES:
-        raise Unsecured(f"{path} needs scope {scope!r}, which no role has; declare it in schemas/roles.py")
+def _require_known(path: str, scope: Needed) -> None:
+    ways = scope.scopes if isinstance(scope, OneOf) else {scope}
+    if not ways <= SCOPES or not ways:
+        raise Unsecured(
+            f"{path} needs scope {str(scope)!r}, which no role has; declare it in schemas/roles.py"
+        )
+    if isinstance(scope, OneOf) and not all(way.endswith(":read") for way in ways):
+        raise Unsecured(f"{path} does something by one of {scope}; declare the one scope that this needs")

@@ -22,6 +22,8 @@ EXEMPT = ("/health/", "/metrics")
 """Whoever looks whether the service lives must not be turned away because it is busy."""
 BLOCKED_MOST = 10_000
 _VERDICT = "millrace.limit"
+_STARTS = frozenset({"http.response.start", "websocket.http.response.start"})
+"""Messages that an answer begins with, also one that refuses a WebSocket."""
 
 
 async def charge(connection: HTTPConnection, principal: Principal, route_class: str) -> None:
@@ -68,10 +70,6 @@ class Limits:
             verdicts.append(await self._tokens.take(f"address:{address_of(scope)}", "login"))
             if not verdicts[-1].allowed:
                 refusal = _too_many(verdicts[-1])
-        if scope["type"] == "websocket":
-            # Not counted: it may stay open for hours. Opening it takes a token of its route's.
-            await (_refuse(scope, receive, send) if refusal else self._app(scope, receive, send))
-            return
         if refusal is not None:
             await refusal.response(scope["path"])(scope, receive, _with_headers(send, verdicts))
             return
@@ -108,11 +106,13 @@ class Limits:
         with_headers = _with_headers(send, verdicts)
 
         async def watched(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] in _STARTS:
                 if message["status"] == 401:
                     await self._failed(address_of(scope))
                 if b"text/event-stream" in dict(message["headers"]).get(b"content-type", b""):
                     release()  # it has begun, and may stay open for hours
+            elif message["type"] == "websocket.accept":
+                release()
             await with_headers(message)
 
         try:
@@ -136,7 +136,7 @@ def install(app: FastAPI, tokens: Tokens, under_way: int) -> None:
 
 def _with_headers(send: Send, verdicts: list[Verdict]) -> Send:
     async def with_headers(message: Message) -> None:
-        if message["type"] == "http.response.start" and verdicts:
+        if message["type"] in _STARTS and verdicts:
             # Of several the one that is nearest to its end.
             tightest = min(verdicts, key=lambda verdict: verdict.tokens / verdict.rate.burst)
             headers = MutableHeaders(scope=message)
@@ -145,10 +145,6 @@ def _with_headers(send: Send, verdicts: list[Verdict]) -> Send:
         await send(message)
 
     return with_headers
-
-
-async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
-    await send({"type": "websocket.close", "code": 1013, "reason": "too many; try again later"})
 
 
 def _too_many(verdict: Verdict) -> Problem:

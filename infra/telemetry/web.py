@@ -82,7 +82,10 @@ class _Probe:
 
 
 class _Measured:
-    """Counts and times each request under its route's template, never under its path."""
+    """Counts and times each request under its route's template, never under its path.
+
+    An answer that goes on for hours (server-sent events) is timed to its beginning: no answer was slow.
+    """
 
     def __init__(self, app: ASGIApp, service: str) -> None:
         self._app = app
@@ -93,12 +96,14 @@ class _Measured:
             await self._app(scope, receive, send)
             return
         status = 0
-        started = time.perf_counter()
+        started, took_s = time.perf_counter(), 0.0
 
         async def watched(message: Message) -> None:
-            nonlocal status
+            nonlocal status, took_s
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if b"text/event-stream" in dict(message["headers"]).get(b"content-type", b""):
+                    took_s = time.perf_counter() - started
             await send(message)
 
         try:
@@ -107,4 +112,4 @@ class _Measured:
             method = scope["method"] if scope["method"] in _METHODS else "other"
             route = getattr(scope.get("route"), "path", "unmatched")
             HTTP_REQUESTS.labels(self._service, method, route, str(status or "disconnected")).inc()
-            HTTP_SECONDS.labels(self._service, method, route).observe(time.perf_counter() - started)
+            HTTP_SECONDS.labels(self._service, method, route).observe(took_s or time.perf_counter() - started)

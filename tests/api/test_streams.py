@@ -9,76 +9,93 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 import uvicorn
 from confluent_kafka import Producer
 from fastapi import FastAPI
-from starlette.requests import HTTPConnection
+from starlette.datastructures import Headers
+from websockets.asyncio.client import connect as connect_async
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from api import live_log, streams
 from api.live_log import Dropped, Listener, LiveRecord, Started
-from infra import problems
+from infra import hardening, problems, web
 from infra.broker import TopicSpec, ensure_topics, producer
 from infra.checkpoints import TopicPartition
 from infra.codec import Codec
+from infra.identity import secured
+from infra.identity.principal import Principal
 from infra.problems import Problem
 from infra.settings import Settings
+from infra.telemetry import web as telemetry
+from infra.telemetry.health import Health
 from schemas.declare import Topic
 from schemas.fleet import TRUCK_ALERTS
 from schemas.fraud import CARD_DECISIONS, CARD_TRANSACTIONS
+from schemas.orders import ORDER_LOG
+from tests.signed_in import signed_in
 
-TOPICS = (CARD_TRANSACTIONS, CARD_DECISIONS, CARD_DECISIONS.dlq, TRUCK_ALERTS)
+TOPICS = (CARD_TRANSACTIONS, CARD_DECISIONS, CARD_DECISIONS.dlq, TRUCK_ALERTS, ORDER_LOG)
 SECONDS = 20.0
 
 
-@dataclass
-class Who:
+def somebody(
+    *scopes: str, tenant: str = "default", objects: dict[str, frozenset[str]] | None = None
+) -> Principal:
     """Somebody as the identities know them."""
-
-    tenant: str = "default"
-    scopes: frozenset[str] = frozenset({"fraud:read", "fleet:read"})
-    objects: dict[str, frozenset[str]] = field(default_factory=dict)
-
-    def may(self, scope: str) -> bool:
-        return scope in self.scopes
-
-    def sees(self, kind: str) -> frozenset[str] | None:
-        return self.objects.get(kind)
+    held = frozenset(scopes or {"fraud:read", "fleet:read"})
+    return Principal("anna", "person", tenant, held, objects or {}, "token:1")
 
 
 class Serving:
-    """A server of the streams alone; `who` asks for everything, nobody where it is None."""
+    """A server of the streams alone, hardened as the API is; `who` asks for everything, nobody where it is
+    None."""
 
     def __init__(self, settings: Settings, codec: Codec) -> None:
-        self.who: Who | None = Who()
+        self.who: Principal | None = somebody()
         self.codec = codec
         self.sender: Producer = producer(settings.kafka)
         self.numbers = 0
-        app = FastAPI()
+        app = FastAPI(lifespan=streams.live)
         app.state.settings = settings
-        app.state.authorise = self.authorise
+        app.state.ending = threading.Event()
+        app.state.authenticator = self
         app.include_router(streams.router)
         problems.install(app)
+        telemetry.install(app, "streams-test", Health(), nothing)
+        limits = {"MILLRACE_LIMITS": "stream=1000/s anonymous=1000/s", "MILLRACE_REQUEST_S": "2"}
+        hardening.install(app, Settings({**settings.environ, **limits, "MILLRACE_MAX_UNDER_WAY": "20"}), "t")
+        secured.install(app)
         self.app = app
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port: int = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         config = uvicorn.Config(app, "127.0.0.1", self.port, log_config=None, timeout_graceful_shutdown=5)
-        self.server = uvicorn.Server(config)
+        self.server = web._Server(config)
         self.thread = threading.Thread(target=self.server.run)
 
-    async def authorise(self, connection: HTTPConnection, scope: str) -> Who:
+    async def principal(self, headers: Headers) -> Principal:
+        """In the authenticator's place."""
         if self.who is None:
             raise Problem(401, "Not authenticated", "Say who you are.")
-        if not self.who.may(scope):
-            raise Problem(403, "Not allowed", f"This needs the scope {scope}.")
         return self.who
+
+    def told(self, after: int = 0) -> list[tuple[Any, ...]]:
+        """What the audit log holds beyond its first so many: by whom, action, route, outcome, and of what."""
+        assert self.app.state.audit.written(SECONDS)
+        with psycopg.connect(self.app.state.settings.database_url) as connection:
+            found = connection.execute(
+                "SELECT subject, action, object, outcome, details::json ->> 'object' FROM audit.entries"
+                " WHERE action NOT LIKE 'audit.%' ORDER BY at, chain, sequence"
+            ).fetchall()
+        return found[after:]
 
     def publish(self, *cards: str, topic: Topic = CARD_TRANSACTIONS, **fields: Any) -> list[str]:
         """An event for each card; returns their ids when the broker has them."""
@@ -101,8 +118,13 @@ class Serving:
         return made
 
 
+async def nothing() -> dict[str, str | None]:
+    return {}
+
+
 @pytest.fixture(scope="module")
 def serving(database: Settings, codec: Codec) -> Iterator[Serving]:
+    signed_in(database)
     ensure_topics(database.kafka, [TopicSpec.of(t) for t in TOPICS])
     for topic in TOPICS:
         codec.register(topic)
@@ -116,7 +138,7 @@ def serving(database: Settings, codec: Codec) -> Iterator[Serving]:
 
 @pytest.fixture(autouse=True)
 def anybody(serving: Serving) -> None:
-    serving.who = Who()
+    serving.who = somebody()
 
 
 def until(holds: Callable[[], bool]) -> None:
@@ -247,7 +269,7 @@ def test_only_what_passes_the_filter_comes(serving: Serving) -> None:
 def test_nobody_sees_what_is_not_theirs(serving: Serving) -> None:
     """Another tenant's events never come, nor another merchant's to who sees only some."""
     with Events(serving, "card-transactions") as own:
-        serving.who = Who(objects={"merchant": frozenset({"m-2"})})
+        serving.who = somebody(objects={"merchant": frozenset({"m-2"})})
         with Events(serving, "card-transactions") as few:
             serving.publish("c-1", tenant="other")
             (first,) = serving.publish("c-1", merchant_id="m-1")
@@ -262,18 +284,16 @@ def test_nobody_sees_what_is_not_theirs(serving: Serving) -> None:
     ("who", "topic", "status"),
     [
         (None, "card-transactions", 401),
-        (Who(scopes=frozenset({"fleet:read"})), "card-transactions", 403),
-        (Who(), "card-decisions-dlq", 403),
-        (Who(objects={"fleet": frozenset({"f-1"})}), "truck-alerts", 403),
-        (
-            Who(scopes=frozenset({"ops:read"}), objects={"merchant": frozenset({"m-1"})}),
-            "card-decisions-dlq",
-            403,
-        ),
+        (somebody("fleet:read"), "card-transactions", 403),
+        (somebody("audit:read"), "card-transactions", 403),
+        (somebody(), "card-decisions-dlq", 403),
+        (somebody("orders:read", objects={"customer": frozenset({"u-1"})}), "order-log", 403),
+        (somebody("ops:read", objects={"merchant": frozenset({"m-1"})}), "card-decisions-dlq", 403),
+        (somebody("ops:read", objects={"fleet": frozenset({"f-1"})}), "card-decisions-dlq", 403),
     ],
 )
 def test_who_may_not_is_refused_at_both_doors(
-    serving: Serving, who: Who | None, topic: str, status: int
+    serving: Serving, who: Principal | None, topic: str, status: int
 ) -> None:
     """Without a name or the scope, or where nobody can tell whose an event is: a problem, and no stream."""
     serving.who = who
@@ -283,16 +303,79 @@ def test_who_may_not_is_refused_at_both_doors(
     with pytest.raises(InvalidStatus) as refused:
         websocket(serving, f"?topic={topic}")
     assert refused.value.response.status_code == status
+    assert refused.value.response.headers["content-type"] == problems.MEDIA_TYPE
 
 
-def test_without_identities_nobody_is_let_in(serving: Serving) -> None:
-    """A server that cannot tell who asks shows events to nobody."""
-    del serving.app.state.authorise
-    try:
-        answer = httpx.get(f"{serving.url}/v1/events", params={"topic": "card-transactions"}, trust_env=False)
-    finally:
-        serving.app.state.authorise = serving.authorise
-    assert answer.status_code == 503
+def test_a_fleet_sees_its_own_alerts(serving: Serving) -> None:
+    """Who sees one fleet gets its events; those of before events named their fleet are nobody's to them."""
+    serving.who = somebody("fleet:read", objects={"fleet": frozenset({"f-2"})})
+    written = json.loads((TRUCK_ALERTS.schema_path.parent / "examples" / "truck-alerts.json").read_text())[0]
+    with Events(serving, "truck-alerts") as events:
+        for fleet in ("f-1", None, "f-2"):
+            event = {**written, "event_id": f"of {fleet}", "tenant": "default", "fleet_id": fleet}
+            serving.sender.produce("truck-alerts", serving.codec.encode(TRUCK_ALERTS, event), b"t-1")
+        assert serving.sender.flush(30) == 0
+        assert events.ids(1) == ["of f-2"]
+
+
+@pytest.mark.parametrize(("tenant", "seen"), [("default", ["", "default"]), ("other", ["other"])])
+def test_letters_of_whom_nobody_knows_are_for_the_home_tenant(
+    serving: Serving, tenant: str, seen: list[str]
+) -> None:
+    """A dead letter of which no tenant could be read is shown to those who run the instance alone."""
+    serving.who = somebody("ops:read", tenant=tenant)
+    written = json.loads(
+        (CARD_DECISIONS.dlq.schema_path.parent / "examples" / "dead-letter.json").read_text()
+    )[0]
+    with Events(serving, "card-decisions-dlq") as events:
+        for owner in ("", "default", "other"):
+            event = {**written, "key": None, "value": None, "event_id": f"of {owner}", "tenant": owner}
+            data = serving.codec.encode(CARD_DECISIONS.dlq, event)
+            serving.sender.produce("card-decisions-dlq", data, b"k")
+        assert serving.sender.flush(30) == 0
+        assert events.ids(len(seen)) == [f"of {owner}" for owner in seen]
+
+
+def test_openings_are_told_to_the_audit_log(serving: Serving) -> None:
+    """Each opening of a stream is one entry with its topics, also a wish of later and a refusal."""
+    before = len(serving.told())
+    with Events(serving, "card-transactions") as events:
+        serving.publish("c-1", "c-2")
+        events.ids(2)
+    with websocket(serving, "?topic=card-transactions&topic=truck-alerts") as one:
+        assert receive(one)["type"] == "started"
+        one.send(json.dumps({"subscribe": {"topics": ["truck-alerts"]}}))
+        assert receive(one)["type"] == "started"
+        one.send(json.dumps({"subscribe": {"topics": ["order-log"]}}))
+        assert receive(one)["problem"]["status"] == 403
+    assert serving.told(before) == [
+        ("anna", "read", "GET /v1/events", "done", "card-transactions"),
+        ("anna", "read", "WEBSOCKET /v1/stream", "done", "card-transactions truck-alerts"),
+        ("anna", "read", "WEBSOCKET /v1/stream", "done", "truck-alerts"),
+        ("anna", "denied", "WEBSOCKET /v1/stream", "denied", "order-log"),
+    ]
+
+
+def test_streams_are_neither_cut_nor_counted_as_under_way(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond the time of a request, and more of them than requests may be under way: both kinds go on, and
+    their hours are not taken for a slow answer."""
+    monkeypatch.setattr(streams, "HEARTBEAT_SECONDS", 0.2)
+    took = telemetry.HTTP_SECONDS.labels("streams-test", "GET", "/v1/events")
+    before = took._sum.get()
+    with ExitStack() as opened:
+        everyone = [opened.enter_context(Events(serving, "card-transactions")) for _ in range(15)]
+        sockets = [opened.enter_context(websocket(serving, "?topic=card-transactions")) for _ in range(15)]
+        time.sleep(2.5)  # longer than MILLRACE_REQUEST_S
+        (event,) = serving.publish("c-1")
+        assert [events.ids(1) for events in everyone] == [[event]] * 15
+        for one in sockets:
+            while (got := receive(one))["type"] != "record":
+                pass
+            assert got["event"]["event_id"] == event
+    until(lambda: serving.app.state.live_log.listening == 0)
+    assert took._sum.get() < before + 15 * 1.0
 
 
 def websocket(serving: Serving, query: str = "", **options: Any) -> ClientConnection:
@@ -354,7 +437,7 @@ def test_who_may_not_any_more_is_dropped(serving: Serving, monkeypatch: pytest.M
     monkeypatch.setattr(streams, "RECHECK_SECONDS", 0.2)
     monkeypatch.setattr(streams, "HEARTBEAT_SECONDS", 0.1)
     with Events(serving, "card-transactions") as events:
-        serving.who = Who(scopes=frozenset())
+        serving.who = somebody("audit:read")
         dropped = events.next()
         assert dropped.event == "dropped" and "fraud:read" in dropped.data["reason"]
         with pytest.raises(EOFError):
@@ -419,17 +502,61 @@ def test_many_listen_at_once(serving: Serving) -> None:
     assert live_log.STREAM_RECORDS.labels("card-transactions")._value.get() == before + 1
 
 
-def test_who_listens_is_told_when_the_server_ends(
-    serving: Serving, database: Settings, codec: Codec, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_thousand_mostly_idle_connections_fit(serving: Serving) -> None:
+    """Five hundred of each kind: all hear of an event, and others are answered beside them."""
+    until(lambda: serving.app.state.live_log.listening == 0)
+
+    async def hear(opened: asyncio.Semaphore, ready: asyncio.Queue[None], n: int) -> str:
+        if n % 2:
+            async with opened:
+                address = (
+                    f"ws://127.0.0.1:{serving.port}/v1/stream?topic=card-transactions&where=currency:DKK"
+                )
+                one = await connect_async(address, open_timeout=SECONDS, proxy=None)
+            async with one:
+                await ready.put(None)
+                async for text in one:
+                    if (got := json.loads(text))["type"] == "record":
+                        return str(got["event"]["event_id"])
+        else:
+            async with opened:
+                reader, writer = await asyncio.open_connection("127.0.0.1", serving.port)
+                writer.write(
+                    b"GET /v1/events?topic=card-transactions&where=currency:DKK HTTP/1.1\r\nHost: x\r\n\r\n"
+                )
+                await reader.readuntil(b"event: started")
+            await ready.put(None)
+            await reader.readuntil(b'"event_id":"')
+            found = await reader.readuntil(b'"')
+            writer.close()
+            await writer.wait_closed()
+            return found.decode().rstrip('"')
+        raise EOFError
+
+    async def everyone() -> list[str]:
+        opened, ready = asyncio.Semaphore(40), asyncio.Queue[None]()
+        async with asyncio.timeout(90), asyncio.TaskGroup() as group:
+            tasks = [group.create_task(hear(opened, ready, n)) for n in range(1_000)]
+            for _ in tasks:
+                await ready.get()
+            assert serving.app.state.live_log.listening == 1_000
+            async with httpx.AsyncClient(trust_env=False) as client:
+                for path, status in (("/health/live", 200), ("/v1/events?topic=nothing", 422)):
+                    assert (await client.get(f"{serving.url}{path}")).status_code == status
+            await asyncio.to_thread(serving.publish, "c-1", currency="DKK")
+        return [task.result() for task in tasks]
+
+    assert set(asyncio.run(everyone())) == {f"e{serving.numbers}"}
+    until(lambda: serving.app.state.live_log.listening == 0)
+
+
+def test_who_listens_is_told_when_the_server_ends(serving: Serving, database: Settings, codec: Codec) -> None:
     """Told to end, the server drops its listeners at once, with the reason, instead of waiting for them."""
     other = Serving(database, codec)
-    # As it is where the server runs in the main thread and takes signals itself.
-    monkeypatch.setattr(signal, "getsignal", lambda _: other.server.handle_exit)
     other.thread.start()
     until(lambda: other.server.started)
     with Events(other, "card-transactions") as events:
-        other.server.should_exit = True
+        other.server.handle_exit(signal.SIGTERM, None)
         dropped = events.next()
         assert dropped.event == "dropped" and "ends" in dropped.data["reason"]
     other.thread.join(4)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,12 +25,12 @@ import connectors.orders.http
 from api.app import create_app as create_api
 from connectors.gateway import create_app as create_gateway
 from connectors.publish import publisher
-from infra.identity import api_keys, secured, subjects
+from infra.identity import secured
 from infra.identity.principal import Principal
 from infra.postgres import connect
 from infra.settings import Settings
+from tests.authorisation.askers import askers_of
 from tests.authorisation.matrix import (
-    GRANTS,
     SEEN,
     Asker,
     Failed,
@@ -42,8 +41,6 @@ from tests.authorisation.matrix import (
 )
 from tests.authorisation.rows import NOBODYS, OWNERS, TENANTS, Owner, fill, owners_in
 from tests.signed_in import signed_in
-
-EVERY_GRANT = sorted({grant for grants in GRANTS for grant in grants})
 
 
 @pytest.fixture(scope="module")
@@ -58,18 +55,7 @@ def filled(database: Settings) -> Settings:
 @pytest.fixture(scope="module")
 def askers(filled: Settings) -> list[Asker]:
     """A key for each role, tenant and choice of objects."""
-    made = []
-    with connect(filled.database_url) as connection:
-        for tenant in TENANTS:
-            for seen in SEEN:
-                name, objects = f"{tenant}-{seen}", objects_of(tenant, seen)
-                subjects.create(
-                    connection, name, "program", tenant, secrets.token_urlsafe(24), EVERY_GRANT, objects
-                )
-                for grants in GRANTS:
-                    key = api_keys.create(connection, name, "matrix", grants, 1)
-                    made.append(Asker(grants, tenant, seen, {"X-API-Key": key}))
-    return made
+    return askers_of(filled)
 
 
 @pytest.fixture
@@ -216,9 +202,9 @@ def test_a_route_without_its_scope_fails_the_matrix(
     """One route that lets in whoever is known, and the matrix names it."""
     checked = secured.authorise
 
-    async def unchecked(connection: Any, scope: str) -> Principal:
+    async def unchecked(connection: Any, scope: secured.Needed, *, again: bool = False) -> Principal:
         if connection.url.path != path:
-            return await checked(connection, scope)
+            return await checked(connection, scope, again=again)
         found: Principal = await connection.app.state.authenticator.principal(connection.headers)
         connection.state.principal = found
         return found

@@ -39,7 +39,7 @@ from sinks.writer import Writer
 from streams.decide import LogicFactory
 from streams.restore import restore
 from streams.runner import Runner
-from tests.signed_in import Everybody
+from tests.signed_in import Everybody, Plenty
 from tests.simulation.broker import START_MS, Broker, SimulatedProducer
 
 PARTITIONS = 2
@@ -250,7 +250,7 @@ def _connect(settings: Settings, codec: Codec, pipeline: Pipeline, broker: Broke
     """Send the domain's simulated traffic through the gateway's and the bridge's own code."""
     steps, rate = find_steps(Pipelines.of(pipeline))[pipeline.name]
     app = create_app(settings)
-    app.state.authenticator = Everybody()
+    app.state.authenticator, app.state.limits = Everybody(), Plenty()
     app.dependency_overrides[publisher] = lambda: _Publisher(codec, broker)
     gateway = TestClient(app)  # without its lifespan, which would connect to Kafka
     bridge: Bridge | None = None

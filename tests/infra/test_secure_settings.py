@@ -61,6 +61,23 @@ def test_a_process_gets_its_own_credentials_alone(tmp_path: Path) -> None:
         _ = Settings({**settings.environ, **registry}).kafka
 
 
+def test_what_the_api_does_for_an_operator_is_the_operators(tmp_path: Path) -> None:
+    """The API itself is `api` to the broker; a command that it starts for somebody is the operator, unless
+    the operator's password is not there to be read. An open instance, or a name of one's own, stays."""
+    settings = secured(tmp_path)
+    (tmp_path / "secrets" / "kafka-api").write_text("password of api\n")
+    of_api = credentials(settings, ProcessSpec("api", "all", "api"))
+    process = Settings({**settings.environ, **of_api})
+    assert process.kafka.config()["sasl.username"] == "api"
+    assert process.as_operator().kafka.config()["sasl.username"] == "operator"
+    assert of_api.keys() & process.as_operator().environ.keys() == set()
+    (tmp_path / "secrets" / "kafka-operator").unlink()
+    with pytest.raises(SettingError, match="no password"):
+        _ = process.as_operator().kafka
+    named = Settings({"MILLRACE_HOME": str(tmp_path / "open"), **of_api})
+    assert named.as_operator().kafka == named.kafka
+
+
 def test_an_open_broker_is_not_taken_for_a_secured_one(tmp_path: Path) -> None:
     """`up --secure` over a broker that runs open is refused, with the way to get there."""
     with pytest.raises(ServiceError, match="millrace down"):

@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -156,15 +156,17 @@ web.run(app, Settings.load().api_url, 1)
 
 
 @contextmanager
-def running(home: Path, **environ: str) -> Iterator[Settings]:
-    """A process that serves by these settings."""
+def running(home: Path, files: int | None = None, **environ: str) -> Iterator[Settings]:
+    """A process that serves by these settings, and begins with so many files that it may open."""
     given = {
         "MILLRACE_HOME": str(home),
         "MILLRACE_PORT_BASE": str(PORT),
         "REDIS_URL": "redis://127.0.0.1:1/0",
         **environ,
     }
-    process = subprocess.Popen([sys.executable, "-c", SERVER], env={**os.environ, **given})
+    limited = () if files is None else ("sh", "-c", f'ulimit -Sn {files}; exec "$@"', "sh")
+    command = (*limited, sys.executable, "-c", SERVER)
+    process = subprocess.Popen(command, env={**os.environ, **given})
     try:
         end = time.monotonic() + 60
         while True:
@@ -177,6 +179,17 @@ def running(home: Path, **environ: str) -> Iterator[Settings]:
     finally:
         process.terminate()
         assert process.wait(20) in (0, -15)
+
+
+def test_a_low_limit_of_files_is_no_limit_of_connections(tmp_path: Path) -> None:
+    """Where a process begins with few files, more connections than those are served all the same."""
+    with running(tmp_path, files=100), ExitStack() as opened:
+        everyone = [
+            opened.enter_context(socket.create_connection(("127.0.0.1", PORT), 10)) for _ in range(150)
+        ]
+        for one in everyone:
+            one.sendall(b"GET /who HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert {one.recv(12) for one in everyone} == {b"HTTP/1.1 200"}
 
 
 def test_tls_is_served_by_the_settings(tmp_path: Path, certificate: tuple[Path, Path]) -> None:

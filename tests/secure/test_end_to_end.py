@@ -12,6 +12,7 @@ import psutil
 import psycopg
 import pytest
 
+from infra import jobs
 from infra.broker import producer
 from infra.kafka_access import KafkaAccess
 from infra.settings import Settings
@@ -39,9 +40,14 @@ def until(holds: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.2)
 
 
+def client(settings: Settings, url: str) -> httpx.Client:
+    """A client that proves to be this instance's admin."""
+    return httpx.Client(base_url=url, headers=settings.client_headers, trust_env=False, timeout=30)
+
+
 def publish(settings: Settings, first: int, count: int) -> None:
     """Transactions by way of the gateway, each of its own card."""
-    with httpx.Client(base_url=settings.gateway_url, trust_env=False, timeout=30) as client:
+    with client(settings, settings.gateway_url) as gateway:
         for n in range(first, first + count):
             event = {
                 "event_id": f"tx-{n}",
@@ -54,7 +60,7 @@ def publish(settings: Settings, first: int, count: int) -> None:
                 "country": "DE",
                 "home_country": "DE",
             }
-            answer = client.post("/v1/transactions", json=event)
+            answer = gateway.post("/v1/transactions", json=event)
             assert answer.status_code == 202, answer.text
 
 
@@ -85,6 +91,36 @@ def published(platform: Settings) -> Settings:
 def test_every_process_works_and_none_is_denied_anything(published: Settings) -> None:
     """Events and a dead letter reach their tables, every process is ready, nothing had to be denied."""
     assert all(one["ready"] for one in processes(published))
+    assert denials(published) == []
+
+
+def test_events_are_told_as_they_come(published: Settings) -> None:
+    """The API, whose name at the broker may read and nothing else, shows events of its live log to whom it
+    may, and to nobody who does not say who they are."""
+    told = {"topic": "card-transactions"}
+    assert httpx.get(f"{published.api_url}/v1/events", params=told, trust_env=False).status_code == 401
+    with (
+        client(published, published.api_url) as api,
+        api.stream("GET", "/v1/events", params=told) as answer,
+    ):
+        assert answer.status_code == 200, answer.read()
+        lines = answer.iter_lines()
+        assert next(lines) == "event: started"
+        publish(published, 500, 1)
+        assert any('"event_id":"tx-500"' in line for line in lines)
+    until(lambda: count(published, "card_ledger") == EVENTS + 1)
+    assert denials(published) == []
+
+
+def test_what_the_console_does_for_an_operator_is_let_through(published: Settings) -> None:
+    """A replay that the API starts makes topics, reads and writes as the operator: the API may read alone."""
+    of_api = {"MILLRACE_KAFKA_USER": "api", "MILLRACE_KAFKA_PASSWORD": published.secret("kafka-api")}
+    process = Settings({**published.environ, **of_api})
+    started = jobs.start(process, "replay-try", ["replay", "run", "fraud", "--json"], "anna")
+    until(lambda: not started.running, 300)
+    assert started.code == 0, started.told
+    run = str(json.loads(started.output)["run"])
+    assert millrace(published, "replay", "abort", run).returncode == 0
     assert denials(published) == []
 
 
@@ -130,7 +166,7 @@ def test_a_letter_is_redriven(published: Settings, tmp_path: Path) -> None:
     assert edited.returncode == 0, edited.stderr
     sent = millrace(published, "dlq", "redrive", letter, "--apply")
     assert sent.returncode == 0, sent.stderr
-    until(lambda: count(published, "card_ledger") == EVENTS + 1)
+    until(lambda: count(published, "card_ledger") == EVENTS + 2)
 
 
 def test_passwords_are_in_nobodys_environment_or_command_line(published: Settings) -> None:

@@ -4,21 +4,23 @@ known while the database is away."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
-from fastapi import APIRouter, Depends, FastAPI, WebSocket
+from fastapi import APIRouter, Depends, FastAPI, Request, WebSocket
 from fastapi.testclient import TestClient
 from starlette.datastructures import Headers
-from starlette.websockets import WebSocketDisconnect
+from starlette.testclient import WebSocketDenialResponse
 
 from api.app import create_app as create_api
 from connectors.gateway import create_app as create_gateway
-from infra import problems
+from infra import hardening, problems
+from infra.audit.log import AuditLog
 from infra.identity import authenticator, secured
 from infra.identity.authenticator import Authenticator, authenticating
 from infra.identity.principal import Principal
-from infra.identity.secured import SecuredRouter, Unsecured
+from infra.identity.secured import OneOf, SecuredRouter, Unsecured
 from infra.problems import Problem
 from infra.settings import Settings
 from tests.api.line import Line
@@ -41,8 +43,9 @@ Sender = Annotated[Principal, Depends(secured.principal)]
 
 
 @pytest.fixture
-def client() -> Iterator[TestClient]:
-    """An application with one route that reads a body, and a WebSocket."""
+def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
+    """An application with one route that reads a body, one whose scope is told by its request, and a
+    WebSocket."""
     router = SecuredRouter(prefix="/v1")
 
     @router.post("/things", scope="fraud:write")
@@ -55,10 +58,25 @@ def client() -> Iterator[TestClient]:
         await websocket.send_text(websocket.state.principal.subject)
         await websocket.close()
 
+    @router.get("/readings/{of}", scope=OneOf(frozenset({"fraud:read", "fleet:read"})))
+    async def readings(request: Request, of: str) -> str:
+        if of == "forgotten":
+            return (await secured.principal(request)).subject
+        return (await secured.authorise(request, f"{of}:read", again=True)).subject
+
     app = FastAPI()
     app.state.authenticator = Known("fraud:write")
     app.include_router(router)
     problems.install(app)
+    # Neither Redis nor Postgres are there: each counts for itself, and nothing is waited for at the end.
+    close = AuditLog.close
+    monkeypatch.setattr(AuditLog, "close", lambda log: close(log, 0.01))
+    away = {
+        "MILLRACE_LIMITS": "read=1/m:100 write=1/m:100",
+        "REDIS_URL": "redis://127.0.0.1:1/0",
+        "DATABASE_AUDIT_URL": "postgresql://x@127.0.0.1:1/x",
+    }
+    hardening.install(app, Settings({**away, "MILLRACE_HOME": str(tmp_path)}), "tests")
     secured.install(app)
     with TestClient(app, headers={"X-API-Key": "k"}) as made:
         yield made
@@ -70,8 +88,11 @@ def test_a_route_needs_a_scope_that_exists() -> None:
     with pytest.raises(TypeError, match="scope"):
         router.get("/x")  # type: ignore[call-arg]
     for decorate in (router.get, router.websocket):
-        with pytest.raises(Unsecured, match="no role has"):
-            decorate("/x", scope="fraud:raed")
+        for wrong in ("fraud:raed", OneOf(frozenset()), OneOf(frozenset({"fraud:read", "fraud:raed"}))):
+            with pytest.raises(Unsecured, match="no role has"):
+                decorate("/x", scope=wrong)
+        with pytest.raises(Unsecured, match="does something"):
+            decorate("/x", scope=OneOf(frozenset({"fraud:read", "fraud:write"})))
     with pytest.raises(Unsecured, match="declares no scope"):
         router.add_api_route("/x", lambda: None)
     with pytest.raises(Unsecured, match="declares no scope"):
@@ -137,10 +158,40 @@ def test_a_missing_scope_is_named(client: TestClient) -> None:
     assert 'error="insufficient_scope", scope="fraud:write"' in answer.headers["www-authenticate"]
 
 
+def test_a_request_may_say_which_scope_it_needs(client: TestClient) -> None:
+    """The door opens to who has one of the scopes; the handler asks for the one, and knows nobody before."""
+    app: Any = client.app
+    refused = client.get("/v1/readings/fraud")
+    assert (
+        refused.status_code == 403 and "one of the scopes fleet:read fraud:read" in refused.json()["detail"]
+    )
+    app.state.authenticator = Known("fraud:read")
+    assert client.get("/v1/readings/fraud").json() == "anna"
+    assert client.get("/v1/readings/fleet").status_code == 403
+    assert client.get("/v1/readings/forgotten").status_code == 500
+    (found,) = (route for route in secured.declared(app) if route.path == "/v1/readings/{of}")
+    assert found.scope == OneOf(frozenset({"fraud:read", "fleet:read"}))
+    operation = client.get("/openapi.json").json()["paths"]["/v1/readings/{of}"]["get"]
+    assert operation[secured.DECLARED] == ["fleet:read", "fraud:read"]
+    assert operation["security"] == [{"token": ["fleet:read"]}, {"token": ["fraud:read"]}, {"key": []}]
+
+
+def test_who_is_refused_is_known_by_name_to_limits_and_audit(client: TestClient) -> None:
+    """Whoever asks takes a token of theirs, also for a refusal; what goes on within an answer takes none."""
+    app: Any = client.app
+    app.state.authenticator = Known("fraud:read")
+    left = [
+        int(client.get(f"/v1/readings/{of}").headers["ratelimit-remaining"])
+        for of in ("fraud", "fleet", "fraud")
+    ]
+    assert left[0] > left[1] > left[2] >= left[0] - 3
+
+
 def test_a_websocket_is_opened_to_whom_it_may_concern(client: TestClient) -> None:
     """Without the scope the handshake is refused; with it the handler knows who is there."""
-    with pytest.raises((WebSocketDisconnect, Problem)), client.websocket_connect("/v1/feed"):
+    with pytest.raises(WebSocketDenialResponse) as refused, client.websocket_connect("/v1/feed"):
         pytest.fail("it was opened")
+    assert refused.value.status_code == 403 and refused.value.json()["title"] == "Not allowed"
     app: Any = client.app
     app.state.authenticator = Known("fraud:read")
     with client.websocket_connect("/v1/feed") as socket:

@@ -11,6 +11,7 @@ import pytest
 from fastapi import Depends, FastAPI, HTTPException, Request, WebSocket
 from fastapi.testclient import TestClient
 from starlette.responses import StreamingResponse
+from starlette.testclient import WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
 
 from infra import problems
@@ -19,6 +20,7 @@ from infra.limits import web
 from infra.limits.rates import Rate
 from infra.limits.tokens import Tokens
 from infra.limits.web import address_of
+from infra.problems import Problem
 from infra.quick_redis import QuickRedis
 
 RATES = {"read": Rate(0.05, 16), "login": Rate(0.05, 8), "anonymous": Rate(0.05, 12)}
@@ -58,6 +60,10 @@ def make_app(under_way: int = 100) -> FastAPI:
             await app.state.leave.wait()
 
         return StreamingResponse(body(), media_type="text/event-stream")
+
+    @app.websocket("/v1/private/live")
+    async def private_live(socket: WebSocket) -> None:
+        raise Problem(401, "Not authenticated", "Say who you are.")
 
     @app.websocket("/v1/live")
     async def live(socket: WebSocket) -> None:
@@ -107,6 +113,18 @@ def test_who_proves_nothing_again_and_again_is_turned_away(client: TestClient) -
     with pytest.raises(WebSocketDisconnect), client.websocket_connect("/v1/live"):
         pass
     assert client.get("/health/live").status_code == 200
+
+
+def test_a_websockets_handshake_is_no_way_around(client: TestClient) -> None:
+    """Who proves nothing at a WebSocket's door is counted as elsewhere, and told when to come back."""
+    refused = []
+    for _ in range(6):
+        with pytest.raises(WebSocketDenialResponse) as denial, client.websocket_connect("/v1/private/live"):
+            pass
+        refused.append(denial.value)
+    assert [answer.status_code for answer in refused] == [401] * 4 + [429] * 2
+    assert int(refused[-1].headers["retry-after"]) >= 1
+    assert client.get("/v1/things").status_code == 429
 
 
 def test_a_websocket_is_not_counted_among_requests(client: TestClient) -> None:
