@@ -72,13 +72,20 @@ COMMENT ON COLUMN card_ledger.code_version IS 'Version of the processor''s code'
 COMMENT ON COLUMN card_ledger.source_partition IS 'Partition of card-decisions the row came from';
 COMMENT ON COLUMN card_ledger.source_offset IS 'Its offset there';
 
--- Append-only. Grants alone do not hold the owner; the trigger does, superusers included (0081 lets erasure through).
+-- Append-only. Grants alone do not hold the owner, whose role the sink uses; the trigger does. Erasure
+-- (a court's order, a data subject's request) is a superuser's, who says so:
+--     BEGIN; SET LOCAL millrace.erasure = 'request 4711'; DELETE FROM card_ledger WHERE ...; COMMIT;
 -- Dropping a whole week's partition is retention, not a change of the ledger, and stays the owner's.
 CREATE FUNCTION card_ledger_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    RAISE EXCEPTION 'card_ledger is append-only: % refused', TG_OP USING ERRCODE = 'insufficient_privilege';
+    IF current_setting('is_superuser') = 'on' AND coalesce(current_setting('millrace.erasure', true), '') <> '' THEN
+        RETURN coalesce(NEW, OLD);
+    END IF;
+    RAISE EXCEPTION 'card_ledger is append-only: % refused', TG_OP
+        USING ERRCODE = 'insufficient_privilege',
+              HINT = 'A superuser may erase rows after SET LOCAL millrace.erasure = ''<reason>''.';
 END $$;
-COMMENT ON FUNCTION card_ledger_append_only IS 'Refuses UPDATE, DELETE and TRUNCATE of the ledger for everybody';
+COMMENT ON FUNCTION card_ledger_append_only IS 'Refuses UPDATE, DELETE and TRUNCATE of the ledger for everybody; a superuser may erase after SET LOCAL millrace.erasure = ''<reason>''';
 -- For each row, as only such triggers are passed on to partitions: a partition named directly is held too.
 CREATE TRIGGER card_ledger_append_only BEFORE UPDATE OR DELETE ON card_ledger
     FOR EACH ROW EXECUTE FUNCTION card_ledger_append_only();
