@@ -114,7 +114,7 @@ async def verify(request: Request, actor: Acting) -> Response:
     return site.to("/console/audit")
 
 
-@router.get("/live/audit", dependencies=[needs("audit:read", "audit.verify")])
+@router.get("/live/audit", dependencies=[needs("audit:read", "audit.verify")], response_class=stream.Events)
 async def watch(request: Request) -> Response:
     """How the verification that runs stands."""
     console = site.console(request)

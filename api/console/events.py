@@ -55,7 +55,7 @@ async def events(request: Request, topic: TopicName = "", wanted: Wanted = "", s
     )
 
 
-@router.get("/live/events", dependencies=[needs("ops:read", "events.watch")])
+@router.get("/live/events", dependencies=[needs("ops:read", "events.watch")], response_class=stream.Events)
 async def watch(request: Request, topic: TopicName, wanted: Wanted = "", since: Since = "") -> Response:
     console = site.console(request)
     chosen = _topic(console.pipelines, topic)

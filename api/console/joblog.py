@@ -73,7 +73,7 @@ async def stop(request: Request, name: Name) -> Response:
     return site.to(f"/console/jobs/{name}")
 
 
-@router.get("/live/jobs/{name}", dependencies=[needs("ops:read", "jobs.show")])
+@router.get("/live/jobs/{name}", dependencies=[needs("ops:read", "jobs.show")], response_class=stream.Events)
 async def watch(request: Request, name: Name) -> Response:
     console = site.console(request)
     console.streams.require()

@@ -42,7 +42,9 @@ async def overview(request: Request) -> Response:
     )
 
 
-@router.get("/live/pipelines", dependencies=[needs("ops:read", "pipelines.watch")])
+@router.get(
+    "/live/pipelines", dependencies=[needs("ops:read", "pipelines.watch")], response_class=stream.Events
+)
 async def watch_all(request: Request) -> Response:
     console = site.console(request)
     console.streams.require()
@@ -73,7 +75,11 @@ async def one(request: Request, name: str) -> Response:
     )
 
 
-@router.get("/live/pipelines/{name}", dependencies=[needs("ops:read", "pipelines.watch")])
+@router.get(
+    "/live/pipelines/{name}",
+    dependencies=[needs("ops:read", "pipelines.watch")],
+    response_class=stream.Events,
+)
 async def watch_one(request: Request, name: str) -> Response:
     console = site.console(request)
     pipeline = _pipeline(console, name)

@@ -246,7 +246,9 @@ async def show(request: Request, id: int) -> Response:
     )
 
 
-@router.get("/live/replays/{id}", dependencies=[needs("ops:read", "replay.show")])
+@router.get(
+    "/live/replays/{id}", dependencies=[needs("ops:read", "replay.show")], response_class=stream.Events
+)
 async def watch(request: Request, id: int) -> Response:
     console = site.console(request)
     console.streams.require()

@@ -15,6 +15,7 @@ from starlette.responses import StreamingResponse
 from api.console.actions import Watch
 from api.console.observer import Look
 from api.console.site import Console
+from infra.hardening import EVENTS
 
 POLL_S = 0.4
 HEARTBEAT_S = 15.0
@@ -23,22 +24,24 @@ HEARTBEAT_S = 15.0
 Values = Mapping[str, str]
 
 
+class Events(StreamingResponse):
+    """An answer that goes on. Routes name it as theirs: limits then take it for a stream."""
+
+    media_type = EVENTS
+
+
 def event(data: Any, name: str | None = None) -> bytes:
     """One event with JSON for its data."""
     head = f"event: {name}\n" if name else ""
     return head.encode() + b"data: " + orjson.dumps(data) + b"\n\n"
 
 
-def answer(request: Request, events: AsyncGenerator[bytes]) -> StreamingResponse:
+def answer(request: Request, events: AsyncGenerator[bytes]) -> Events:
     """The events as an answer. The next is asked for when the last has been taken.
 
     It ends where whoever watches may no longer, or has to prove anew who they are: browsers then ask again.
     """
-    return StreamingResponse(
-        _while_allowed(Watch(request), events),
-        media_type="text/event-stream",
-        headers={"X-Accel-Buffering": "no"},
-    )
+    return Events(_while_allowed(Watch(request), events), headers={"X-Accel-Buffering": "no"})
 
 
 async def _while_allowed(watch: Watch, events: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
