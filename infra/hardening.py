@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI
@@ -30,7 +29,7 @@ TOLD_FIRST = frozenset({"ops:write", "identity:write"})
 
 API_POLICY = b"default-src 'none'; frame-ancestors 'none'"
 PAGE_POLICY = (
-    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self';"
+    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self';"
     b" connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 DOCS_POLICY = (
@@ -43,7 +42,6 @@ DOCS_PAGES = frozenset({"/docs", "/redoc", "/docs/oauth2-redirect"})
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
-    (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"permissions-policy", b"camera=(), geolocation=(), microphone=(), payment=(), usb=()"),
@@ -131,7 +129,11 @@ class SecurityHeaders:
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 given = dict(message["headers"])
-                ours = [*_HEADERS, (b"content-security-policy", _policy(scope["path"], given))]
+                page = given.get(b"content-type", b"").startswith(b"text/html")
+                # Of a page without a referrer browsers send forms with `Origin: null`, as a foreign page's.
+                referrer = (b"referrer-policy", b"same-origin" if page else b"no-referrer")
+                policy = (b"content-security-policy", _policy(scope["path"], page))
+                ours = [*_HEADERS, referrer, policy]
                 if scope["scheme"] == "https":
                     ours.append(_TRANSPORT)
                 message["headers"] = [*message["headers"], *(h for h in ours if h[0] not in given)]
@@ -178,8 +180,8 @@ class _Closing:
         await self._app(scope, receive, closing)
 
 
-def _policy(path: str, headers: Mapping[bytes, bytes]) -> bytes:
-    if not headers.get(b"content-type", b"").startswith(b"text/html"):
+def _policy(path: str, page: bool) -> bytes:
+    if not page:
         return API_POLICY
     return DOCS_POLICY if path in DOCS_PAGES else PAGE_POLICY
 

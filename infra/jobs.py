@@ -20,6 +20,8 @@ from pathlib import Path
 
 import psutil
 
+from infra.audit.shell import acting_for
+from infra.identity.principal import Principal
 from infra.settings import Settings
 
 MOST_KEPT = 20
@@ -90,8 +92,11 @@ class JobRuns(RuntimeError):
     """A job of this name runs already; the message says which."""
 
 
-def start(settings: Settings, name: str, arguments: Sequence[str], started_by: str) -> Job:
-    """Start `millrace ARGUMENTS` in a session of its own. Raises `JobRuns`."""
+def start(settings: Settings, name: str, arguments: Sequence[str], by: Principal) -> Job:
+    """Start `millrace ARGUMENTS` in a session of its own, told in the audit log as what `by` does.
+
+    Raises `JobRuns`.
+    """
     before = listed(settings, name)
     if before and before[0].running:
         raise JobRuns(f"`{before[0].command}` runs; wait for its end")
@@ -108,7 +113,7 @@ def start(settings: Settings, name: str, arguments: Sequence[str], started_by: s
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=_environ(settings),
+        env={**_environ(settings), **acting_for(by)},
         start_new_session=True,
     )
     _reap_later(process)
@@ -116,7 +121,7 @@ def start(settings: Settings, name: str, arguments: Sequence[str], started_by: s
         name=name,
         number=number,
         arguments=tuple(arguments),
-        started_by=started_by,
+        started_by=by.subject,
         started_at=datetime.now(UTC),
         pid=process.pid,
         born=time.time(),

@@ -221,6 +221,12 @@ SETTINGS: dict[str, Setting] = {
         lambda s: "",
         "Origins whose pages may read answers, separated by blanks, as https://console.example; empty: none.",
     ),
+    "console_hosts": Setting(
+        "MILLRACE_CONSOLE_HOSTS",
+        lambda s: f"{urlsplit(s.api_url).hostname} localhost 127.0.0.1 ::1",
+        "Names by which browsers may reach the console, separated by blanks; under another it answers nobody:"
+        " a page elsewhere may have its name resolve to this machine.",
+    ),
     "trusted_proxies": Setting(
         "MILLRACE_TRUSTED_PROXIES",
         lambda s: "",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from datetime import datetime
 from typing import Annotated
 
@@ -55,7 +55,7 @@ async def events(request: Request, topic: TopicName = "", wanted: Wanted = "", s
     )
 
 
-@router.get("/live/events", dependencies=[needs("ops:read", "events.watch")])
+@router.get("/live/events", dependencies=[needs("ops:read", "events.watch")], response_class=stream.Events)
 async def watch(request: Request, topic: TopicName, wanted: Wanted = "", since: Since = "") -> Response:
     console = site.console(request)
     chosen = _topic(console.pipelines, topic)
@@ -66,12 +66,12 @@ async def watch(request: Request, topic: TopicName, wanted: Wanted = "", since: 
     at = _moment(since)
     console.streams.require()
     console.tails.require()
-    return stream.answer(_tailed(console, chosen, parsed, at))
+    return stream.answer(request, _tailed(console, chosen, parsed, at))
 
 
 async def _tailed(
     console: site.Console, topic: Topic, wanted: filters.Filter, since: datetime | None
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes]:
     tail: Tail | None = None
     with console.streams.taken(), console.tails.taken():
         try:

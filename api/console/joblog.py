@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -22,7 +22,8 @@ LINES = 12
 """How much of what a running command tells is shown."""
 POLL_S = 0.7
 
-Name = Annotated[str, Path(pattern=r"^[a-z0-9-]{1,60}$")]
+Name = Annotated[str, Path(pattern=r"^(dlq|replay)-[a-z0-9-]{1,60}$")]
+"""Jobs of operators; others are shown where they belong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +73,14 @@ async def stop(request: Request, name: Name) -> Response:
     return site.to(f"/console/jobs/{name}")
 
 
-@router.get("/live/jobs/{name}", dependencies=[needs("ops:read", "jobs.show")])
+@router.get("/live/jobs/{name}", dependencies=[needs("ops:read", "jobs.show")], response_class=stream.Events)
 async def watch(request: Request, name: Name) -> Response:
     console = site.console(request)
     console.streams.require()
-    return stream.answer(_told(console, name))
+    return stream.answer(request, told(console, name))
 
 
-async def _told(console: site.Console, name: str) -> AsyncIterator[bytes]:
+async def told(console: site.Console, name: str) -> AsyncGenerator[bytes]:
     before: dict[str, str] = {}
     with console.streams.taken():
         while not console.ending.is_set():

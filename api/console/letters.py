@@ -117,6 +117,7 @@ async def list_(request: Request, limit: Annotated[int, Query(ge=1, le=LARGEST)]
             return letters.causes(connection, selection), letters.find(connection, selection, limit + 1)
 
     causes, found = await console.apart(find)
+    request.state.rows = min(len(found), limit)
     return site.page(
         request,
         "letters.html",
@@ -180,11 +181,10 @@ async def redrive_selected(request: Request, actor: Acting) -> Response:
     options = Wanted.of(form).options()
     if not options:
         raise DlqError("choose which letters first, by a cause or the filter")
+    request.state.object = " ".join(options)
     note = form.get("reason", "").strip() or "from the console"
     arguments = ["dlq", "redrive", *options, "--rate", f"{RATE:g}", "--apply", "--by", actor.subject]
-    await console.apart(
-        jobs.start, console.settings, "dlq-redrive", [*arguments, "--reason", note], actor.subject
-    )
+    await console.apart(jobs.start, console.settings, "dlq-redrive", [*arguments, "--reason", note], actor)
     return site.to("/console/jobs/dlq-redrive")
 
 
@@ -196,6 +196,7 @@ async def discard_selected(request: Request, actor: Acting) -> Response:
     wanted, note = Wanted.of(form), _reason(form)
     if not wanted.narrow:
         raise DlqError("choose which letters first, by a cause or the filter")
+    request.state.object = " ".join(wanted.options())
 
     def discard() -> None:
         with console.database(reading=False) as connection:
@@ -334,6 +335,7 @@ async def edited(request: Request, id: int, actor: Acting) -> Response:
     console = site.console(request)
     form = site.texts(await request.form())
     read_as, do = form.get("read_as", ""), form.get("do", "test")
+    request.state.object = f"{id}, {do[:10]}"
     letter, topic, before = await console.apart(_to_edit, console, id, read_as)
     event, wrong = forms.event_of(topic, before.event or {}, form)
     refill = _refilled(topic, before.event or {}, form)

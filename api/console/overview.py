@@ -42,12 +42,16 @@ async def overview(request: Request) -> Response:
     )
 
 
-@router.get("/live/pipelines", dependencies=[needs("ops:read", "pipelines.watch")])
+@router.get(
+    "/live/pipelines", dependencies=[needs("ops:read", "pipelines.watch")], response_class=stream.Events
+)
 async def watch_all(request: Request) -> Response:
     console = site.console(request)
     console.streams.require()
     drawn = drawings(console.pipelines)
-    return stream.answer(stream.changes(console, lambda look: figures.graph(look, console.pipelines, drawn)))
+    return stream.answer(
+        request, stream.changes(console, lambda look: figures.graph(look, console.pipelines, drawn))
+    )
 
 
 @router.get("/pipelines/{name}", dependencies=[needs("ops:read", "pipelines.show")])
@@ -71,12 +75,16 @@ async def one(request: Request, name: str) -> Response:
     )
 
 
-@router.get("/live/pipelines/{name}", dependencies=[needs("ops:read", "pipelines.watch")])
+@router.get(
+    "/live/pipelines/{name}",
+    dependencies=[needs("ops:read", "pipelines.watch")],
+    response_class=stream.Events,
+)
 async def watch_one(request: Request, name: str) -> Response:
     console = site.console(request)
     pipeline = _pipeline(console, name)
     console.streams.require()
-    return stream.answer(stream.changes(console, _values(console, pipeline)))
+    return stream.answer(request, stream.changes(console, _values(console, pipeline)))
 
 
 def _pipeline(console: site.Console, name: str) -> Pipeline:

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """A place in the navigation. One that is not `ready` keeps its place and is not shown yet."""
+    """A place in the navigation of those who have its scope."""
 
     name: str
     title: str
     path: str
     scope: str = "ops:read"
-    ready: bool = True
 
 
 PAGES: tuple[Page, ...] = (
@@ -23,7 +22,7 @@ PAGES: tuple[Page, ...] = (
     Page(name="dead-letters", title="Dead letters", path="/console/dead-letters"),
     Page(name="replays", title="Replays", path="/console/replays"),
     Page(name="schemas", title="Schemas", path="/console/schemas"),
-    Page(name="users", title="Users", path="/console/users", scope="identity:read", ready=False),
-    Page(name="keys", title="Keys", path="/console/keys", scope="identity:read", ready=False),
-    Page(name="audit", title="Audit", path="/console/audit", scope="audit:read", ready=False),
+    Page(name="users", title="Users", path="/console/users", scope="identity:read"),
+    Page(name="keys", title="Keys", path="/console/keys", scope="identity:read"),
+    Page(name="audit", title="Audit", path="/console/audit", scope="audit:read"),
 )

@@ -20,6 +20,7 @@ from infra.topic_log import LogUnreadable
 from infra.trace import TraceError
 from schemas.avro import SchemaError
 from schemas.declare import DeclarationError
+from schemas.roles import Refusal
 
 
 class Part(StrEnum):
@@ -57,6 +58,7 @@ _REFUSALS = (
     JobRuns,
     PositionRefused,
     Fenced,
+    Refusal,
 )
 
 

@@ -7,7 +7,7 @@ command itself (`infra.jobs`), which the API only starts and watches.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Any
@@ -17,9 +17,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from api.console import joblog, site, stream, words
-from api.console.actions import Acting, Actor, needs
+from api.console.actions import Acting, needs
 from api.console.parts import Part
 from infra import jobs
+from infra.identity.principal import Principal
 from infra.replay import runs
 from infra.replay.places import RangeRefused, bound, resolve
 from infra.replay.plan import Plan, plan
@@ -201,9 +202,18 @@ async def begin(request: Request, actor: Acting) -> Response:
             "rate": rate,
         }
         with console.database(reading=False) as connection:
-            return runs.create(console.operating, connection, declared, places, options, in_place=in_place)
+            return runs.create(
+                console.operating,
+                connection,
+                declared,
+                places,
+                options,
+                in_place=in_place,
+                by=actor.subject,
+            )
 
     run = await console.apart(create)
+    request.state.object = f"{run.run_id} of {run.pipeline}"
     await console.apart(_start, console, run.run_id, actor, "run", "--resume", str(run.run_id))
     return site.to(f"/console/replays/{run.run_id}")
 
@@ -236,14 +246,16 @@ async def show(request: Request, id: int) -> Response:
     )
 
 
-@router.get("/live/replays/{id}", dependencies=[needs("ops:read", "replay.show")])
+@router.get(
+    "/live/replays/{id}", dependencies=[needs("ops:read", "replay.show")], response_class=stream.Events
+)
 async def watch(request: Request, id: int) -> Response:
     console = site.console(request)
     console.streams.require()
-    return stream.answer(_progress(console, id))
+    return stream.answer(request, _progress(console, id))
 
 
-async def _progress(console: site.Console, id_: int) -> AsyncIterator[bytes]:
+async def _progress(console: site.Console, id_: int) -> AsyncGenerator[bytes]:
     before: dict[str, str] = {}
     status: str | None = None
     with console.streams.taken():
@@ -310,8 +322,8 @@ async def stop(request: Request, id: int) -> Response:
     return site.to(f"/console/replays/{id}")
 
 
-def _start(console: site.Console, id_: int, actor: Actor, *arguments: str) -> None:
-    jobs.start(console.settings, _job_name(id_), ["replay", *arguments], actor.subject)
+def _start(console: site.Console, id_: int, actor: Principal, *arguments: str) -> None:
+    jobs.start(console.settings, _job_name(id_), ["replay", *arguments], actor)
 
 
 def _jobs(console: site.Console, run: Run) -> list[jobs.Job]:

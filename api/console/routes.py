@@ -7,7 +7,20 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from api.console import events, joblog, letters, overview, replays, schemas, site, trace
+from api.console import (
+    audit,
+    events,
+    joblog,
+    keys,
+    letters,
+    overview,
+    replays,
+    schemas,
+    signing_in,
+    site,
+    trace,
+    users,
+)
 from infra.settings import Settings
 from schemas.declare import Pipelines
 
@@ -19,6 +32,10 @@ ROUTERS: tuple[APIRouter, ...] = (
     replays.router,
     schemas.router,
     joblog.router,
+    users.router,
+    keys.router,
+    audit.router,
+    signing_in.router,
 )
 
 

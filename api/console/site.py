@@ -7,8 +7,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, closing, contextmanager
-from functools import cache
-from http import HTTPStatus
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import urlencode
@@ -22,12 +21,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from api.console import words
+from api.console import actions, session, words
 from api.console.observer import Look, Observer
-from api.console.pages import PAGES
+from api.console.pages import PAGES, Page
 from api.console.parts import Away, Part, Trouble, trouble_of
 from infra import problems
 from infra.codec import Codec
+from infra.identity import secured
+from infra.identity.principal import Principal
+from infra.identity.secured import Unsecured
 from infra.postgres import Connection, connect
 from infra.problems import Problem
 from infra.settings import Settings
@@ -42,14 +44,6 @@ STREAMS = 64
 TAILS = 8
 """How many watch live events at once: each holds a consumer and, while it waits for records, a thread."""
 STATEMENT_MS = 15_000
-
-HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self';"
-    " connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -85,6 +79,14 @@ class Console:
         url = self.settings.database_reader_url if reading else self.settings.database_url
         with closing(connect(url, "millrace-console")) as connection:
             connection.execute("SET TIME ZONE 'UTC'")
+            connection.execute(f"SET statement_timeout TO {STATEMENT_MS}".encode())
+            yield connection
+
+    @contextmanager
+    def identities(self) -> Iterator[Connection]:
+        """A connection of the role that manages subjects and keys, and sees no data. Raises as `database`."""
+        self.require(Part.DATABASE)
+        with closing(connect(self.settings.database_identity_url, "millrace-console")) as connection:
             connection.execute(f"SET statement_timeout TO {STATEMENT_MS}".encode())
             yield connection
 
@@ -171,7 +173,7 @@ def _templates() -> Environment:
     environment.filters.update(
         moment=words.moment, span=words.span, rate=words.rate, number=words.number, of_ms=words.of_ms
     )
-    environment.globals.update(NONE=words.NONE, counted=words.counted, static=static, pages=PAGES)
+    environment.globals.update(NONE=words.NONE, counted=words.counted, static=static)
     return environment
 
 
@@ -182,33 +184,65 @@ def static(name: str) -> str:
     return f"/console/static/{name}?v={digest}"
 
 
-def render(name: str, **values: Any) -> str:
+def render(name: str, /, **values: Any) -> str:
     """A template as text."""
     return _templates().get_template(name).render(values)
 
 
-def page(request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
+def page(request: Request, template: str, /, status: int = 200, **values: Any) -> HTMLResponse:
     """A page of the console, with the navigation and what is known of the parts around it."""
     observer = console(request).observer
-    # Who is refused sets nothing in motion.
-    look: Look = observer.latest if status == HTTPStatus.FORBIDDEN else observer.watched()
-    parts = [(part, look.troubles.get(part)) for part in Part if part is not Part.PROCESSES]
-    html = render(template, look=look, parts=parts, path=request.url.path, **values)
-    return HTMLResponse(html, status, HEADERS)
+    who: Principal | None = getattr(request.state, "seen", None)
+    runs = actions.may(who, "ops:read")
+    # Who does not run the platform sets nothing in motion.
+    look: Look = observer.watched() if runs else observer.latest
+    parts = [(part, look.troubles.get(part)) for part in Part if runs and part is not Part.PROCESSES]
+    html = render(
+        template,
+        look=look,
+        parts=parts,
+        path=request.url.path,
+        who=who,
+        may=partial(actions.may, who),
+        pages=pages_of(who),
+        **values,
+    )
+    return HTMLResponse(html, status)
+
+
+def pages_of(who: Principal | None) -> list[Page]:
+    """The pages that somebody may see, in the order of the navigation."""
+    return [page for page in PAGES if actions.may(who, page.scope)]
 
 
 def to(path: str) -> RedirectResponse:
     """See other: what a form was sent for has been done."""
-    return RedirectResponse(path, 303, HEADERS)
+    return RedirectResponse(path, 303)
 
 
 class PageRoute(APIRoute):
-    """Answers errors with a page in place of a problem document."""
+    """A route that says who may ask for it, and answers errors with a page in place of a problem document."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
+        declared = any(hasattr(d.dependency, secured.DECLARED) for d in self.dependencies)
+        if not declared and self.path not in secured.PUBLIC:
+            raise Unsecured(f"{self.path} declares no scope; give its route dependencies=[needs(...)]")
+        if self.body_field is not None:
+            raise Unsecured(
+                f"{self.path} has its body read before it is known who asks; let it await request.form()"
+            )
+
+        async def answered(request: Request) -> Response:
+            try:
+                response = await handled(request)
+            except session.SignInFirst:
+                return _sign_in_first(request)
+            session.keep(request, response)
+            return response
 
         async def handled(request: Request) -> Response:
+            headers: Mapping[str, str] | None = None
             try:
                 return await handle(request)
             except RequestValidationError as error:
@@ -217,19 +251,42 @@ class PageRoute(APIRoute):
                 trouble = Trouble(f"{reasons}.", status=422)
             except HTTPException as error:
                 trouble = Trouble(str(error.detail), status=error.status_code)
+                headers = error.headers
+            except session.SignInFirst:
+                raise
             except Exception as error:
                 known = trouble_of(error)
                 if known is None:
                     raise
                 log.info("a page is not there", extra={"path": request.url.path, "reason": str(error)})
                 trouble = known
-            return page(request, "trouble.html", trouble.status, trouble=trouble, active=None)
+            answer = page(request, "trouble.html", trouble.status, trouble=trouble, active=None)
+            answer.headers.update(headers or {})
+            return answer
 
-        return handled
+        return answered
+
+
+def _sign_in_first(request: Request) -> Response:
+    """To the form to sign in, and from there to the page that was asked for."""
+    path, answer = request.url.path, None
+    if path.startswith("/console/live/"):
+        return page(request, "trouble.html", 401, trouble=Trouble("Sign in first.", status=401), active=None)
+    if request.method in actions.SAFE:
+        asked = f"{path}?{request.url.query}" if request.url.query else path
+        if request.headers.get("sec-fetch-site") == "cross-site":
+            # A link elsewhere led here, with which browsers send no such cookies: ask once more, from here.
+            return HTMLResponse(render("again.html", address=asked))
+        answer = to(f"/console/sign-in{query(next=session.safe(asked))}")
+    else:
+        answer = to("/console/sign-in?said=ended")
+    session.forget(request, answer)
+    return answer
 
 
 def router() -> APIRouter:
     """A router of pages, none of which is part of the API's description."""
+    # nosemgrep: router-without-scope -- PageRoute refuses a route without one
     return APIRouter(prefix="/console", route_class=PageRoute, include_in_schema=False)
 
 

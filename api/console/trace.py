@@ -35,6 +35,8 @@ async def trace(
             followed = await console.apart(_record, console, record.strip())
         else:
             traced = await console.apart(_row, console, row.strip())
+        request.state.object = record.strip() or row.strip()
+        request.state.rows = len(traced) if followed is None else len(followed.rows)
     tables = {t.name: t for p in console.pipelines for t in p.tables}
     return site.page(
         request,

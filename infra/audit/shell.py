@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import json
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 WRITTEN_WITHIN_S = 10.0
 ACTION = "audited_as"
 """A told command's attribute that names its action."""
+ACTING = "MILLRACE_ACTING"
+"""In the environment of a command that a service starts for somebody: who that is."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -84,8 +87,17 @@ def _told(named: Mapping[str, Any], untold: Sequence[str]) -> Details:
     }
 
 
+def acting_for(principal: Principal) -> dict[str, str]:
+    """What is to stand in the environment of a command that is started for somebody."""
+    who = {"subject": principal.subject, "tenant": principal.tenant, "proof": principal.proof}
+    return {ACTING: json.dumps(who)}
+
+
 def _at_the_shell() -> Principal:
     from infra.identity.principal import Principal
 
-    name = f"os:{getpass.getuser()}"
-    return Principal(name, "person", "", frozenset(), {}, f"shell:{os.getuid()}@{socket.gethostname()}")
+    # Whoever can write this into the environment is at the shell, which the proof says in any case.
+    told = json.loads(os.environ.get(ACTING, "{}"))
+    name, shell = f"os:{getpass.getuser()}", f"shell:{os.getuid()}@{socket.gethostname()}"
+    proof = f"{told['proof']} by {shell}" if told else shell
+    return Principal(told.get("subject", name), "person", told.get("tenant", ""), frozenset(), {}, proof)

@@ -7,7 +7,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from infra.audit.entry import Outcome
 from infra.audit.log import AuditLog
 from infra.identity.principal import Principal
-from infra.limits.rates import LOGIN_PATHS
+from infra.limits.rates import is_login
 from infra.limits.web import address_of
 
 READING = frozenset({"GET", "HEAD"})
@@ -18,8 +18,8 @@ class Audited:
 
     Whoever is asking stands in `request.state.asking`; a handler that reads protected rows may say how many
     in `request.state.rows`, and of what in `request.state.object`; a login says whom it was for, right or
-    wrong, in `request.state.claimed`. Events that a producer sends are not recorded one by one: the topics
-    keep them, with their sender.
+    wrong, in `request.state.claimed`; what has a name of its own says it in `request.state.action`. Events
+    that a producer sends are not recorded one by one: the topics keep them, with their sender.
     """
 
     def __init__(self, app: ASGIApp, log: AuditLog) -> None:
@@ -59,13 +59,14 @@ class Audited:
         principal = state.get("asking")
         known = principal if isinstance(principal, Principal) else None
         method = scope.get("method", "WEBSOCKET")
-        login = scope["path"] in LOGIN_PATHS
+        login = is_login(scope)
         refused = status in (401, 403)
         if not login and not refused and (known is None or not self._is_told(method, scope)):
             return
         outcome: Outcome = "denied" if refused else "done" if 0 < status < 400 else "failed"
         reading = method in READING or scope["type"] == "websocket"
-        action = "login" if login else "denied" if refused else "read" if reading else "do"
+        plain = "login" if login else "denied" if refused else "read" if reading else "do"
+        action = str(state.get("action", plain))
         told: dict[str, str | int | float | bool | None] = {"status": status, "address": address_of(scope)}
         for name in ("claimed", "rows", "object"):
             value = state.get(name)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from infra.audit.shell import audited
 from infra.settings import Settings
 
 app = typer.Typer()
@@ -17,6 +18,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
 @keys.command()
+@audited("keys.create")
 def create(
     subject: Annotated[str, typer.Argument(help="Whose key it is.")],
     name: Annotated[str, typer.Option(help="What it is for, as till-7.")],
@@ -68,6 +70,7 @@ def list_(as_json: AsJson = False) -> None:
 
 
 @keys.command()
+@audited("keys.revoke")
 def revoke(prefix: Annotated[str, typer.Argument(help="The key's prefix, as `list` shows it.")]) -> None:
     """End an API key; it holds within seconds."""
     from infra.identity import api_keys
@@ -78,6 +81,7 @@ def revoke(prefix: Annotated[str, typer.Argument(help="The key's prefix, as `lis
 
 
 @keys.command()
+@audited("keys.rotate")
 def rotate() -> None:
     """Sign access tokens with a new key from now on; drop keys whose last tokens have expired."""
     from infra.identity.keyring import KeyRing

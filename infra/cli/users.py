@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infra.audit.shell import audited
 from infra.settings import Settings
-from schemas.roles import ADMIN, HOME_TENANT
+from schemas.roles import HOME_TENANT
 
 if TYPE_CHECKING:
     from infra.identity.principal import Kind
@@ -35,6 +36,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
 @users.command()
+@audited("users.add")
 def add(
     name: Name,
     grant: Grants = None,
@@ -49,7 +51,7 @@ def add(
 
     with _database() as connection:
         kind: Kind = "program" if program else "person"
-        objects = _objects(only or [])
+        objects = subjects.objects_of(only or [])
         subjects.create(connection, name, kind, tenant, _password(password_stdin), grant or [], objects)
         _tell(subjects.find(connection, name), as_json)
 
@@ -69,6 +71,7 @@ def list_(as_json: AsJson = False) -> None:
 
 
 @users.command()
+@audited("users.grant")
 def grant(
     name: Name,
     grants: Annotated[
@@ -86,12 +89,13 @@ def grant(
     if only and everything:
         raise typer.BadParameter("give --only or --all-objects, not both", param_hint="--only")
     with _database() as connection:
-        objects = {} if everything else _objects(only) if only else None
+        objects = {} if everything else subjects.objects_of(only) if only else None
         subjects.change(connection, name, grants=grants or [], objects=objects)
         _tell(subjects.find(connection, name), as_json)
 
 
 @users.command()
+@audited("users.disable")
 def disable(
     name: Name,
     undo: Annotated[bool, typer.Option("--undo", help="Let it in again.")] = False,
@@ -106,15 +110,14 @@ def disable(
 
 
 @users.command()
+@audited("users.password")
 def password(name: Name, password_stdin: FromStdin = False) -> None:
     """Give a subject a new password or client secret, and end its sessions. It unlocks the subject."""
-    from infra.identity import subjects
+    from infra.identity import first, subjects
 
     with _database() as connection:
         subjects.change(connection, name, password=_password(password_stdin))
-    if name == ADMIN:
-        # What the state folder held is the password no more.
-        (Settings.load().home_path / "secrets" / name).unlink(missing_ok=True)
+    first.forget_password(Settings.load(), name)
     typer.echo(f"{name} has a new password; its sessions were ended", err=True)
 
 
@@ -128,17 +131,6 @@ def _password(from_stdin: bool) -> str:
     if from_stdin:
         return sys.stdin.readline().rstrip("\n")
     return str(typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
-
-
-def _objects(only: list[str]) -> dict[str, list[str]]:
-    """The kinds and ids of `--only`, each given as kind=id,id; kind= sees none."""
-    found: dict[str, list[str]] = {}
-    for text in only:
-        kind, equals, ids = text.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"{text!r} is not kind=id,id", param_hint="--only")
-        found.setdefault(kind, []).extend(i for i in ids.split(",") if i)
-    return found
 
 
 def _as_dict(subject: Subject) -> dict[str, Any]:

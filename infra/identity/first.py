@@ -37,6 +37,12 @@ def ensure(settings: Settings) -> None:
             _ensure_admin(settings, connection)
 
 
+def forget_password(settings: Settings, subject: str) -> None:
+    """Delete the password that the state folder holds of this subject, if any: there is a new one."""
+    if subject == ADMIN:
+        (settings.home_path / "secrets" / ADMIN).unlink(missing_ok=True)
+
+
 def _ensure_admin(settings: Settings, connection: Connection) -> None:
     if ADMIN not in {subject.subject for subject in subjects.everyone(connection)}:
         password = ensure_secret(settings, ADMIN)

@@ -153,7 +153,7 @@ async def token(request: Request) -> Response:
     tokens: Tokens = request.app.state.tokens
     logins: Logins = request.app.state.logins
     try:
-        form = await _form(request)
+        form = await form_of(request)
         answer = await logins.make(_login(form, request, tokens))
     except Refused as refused:
         return refused.response()
@@ -165,7 +165,7 @@ async def revoke(request: Request) -> Response:
     """End the login that a refresh token follows from (RFC 7009). One that is not known is ended already."""
     logins: Logins = request.app.state.logins
     try:
-        form = await _form(request)
+        form = await form_of(request)
         proof = _required(form, "token")
         if proof.count(".") == 2:
             raise Refused(
@@ -199,14 +199,7 @@ def _login(
         case "password":
             name, password = _required(form, "username"), _required(form, "password")
 
-            def by_password(connection: Connection) -> dict[str, Any]:
-                try:
-                    subject = subjects.authenticate(connection, name, password, "person")
-                except NotAuthenticated as error:
-                    raise _wrong(error, "The user name or the password is not right.") from None
-                return _answer(tokens, subject, refresh.start(connection, subject.subject))
-
-            return by_password
+            return by_password(tokens, name, password)
         case "client_credentials":
             client, secret, by_header = _client(form, request)
 
@@ -223,21 +216,42 @@ def _login(
 
             return by_secret
         case "refresh_token":
-            used = _required(form, "refresh_token")
-
-            def by_refresh(connection: Connection) -> dict[str, Any]:
-                try:
-                    name, heir = refresh.use(connection, used)
-                    subject = subjects.find(connection, name)
-                    subject.principal("refresh")  # not disabled meanwhile
-                except (NotAuthenticated, SubjectError) as error:
-                    raise _wrong(error, "The refresh token is not valid, or not any more.") from None
-                return _answer(tokens, subject, heir)
-
-            return by_refresh
+            return by_refresh(tokens, _required(form, "refresh_token"))
     raise Refused(
         "unsupported_grant_type", "Use the grant type password, client_credentials or refresh_token."
     )
+
+
+Login = Callable[[Connection], dict[str, Any]]
+"""Asks the database for a login and makes its answer. Raises `Refused`."""
+
+
+def by_password(tokens: Tokens, name: str, password: str) -> Login:
+    """The login of a person."""
+
+    def login(connection: Connection) -> dict[str, Any]:
+        try:
+            subject = subjects.authenticate(connection, name, password, "person")
+        except NotAuthenticated as error:
+            raise _wrong(error, "The user name or the password is not right.") from None
+        return _answer(tokens, subject, refresh.start(connection, subject.subject))
+
+    return login
+
+
+def by_refresh(tokens: Tokens, used: str, grace_s: float = 0.0) -> Login:
+    """The login that follows from an earlier one; `grace_s` as of `refresh.use`."""
+
+    def login(connection: Connection) -> dict[str, Any]:
+        try:
+            name, heir = refresh.use(connection, used, grace_s)
+            subject = subjects.find(connection, name)
+            subject.principal("refresh")  # not disabled meanwhile
+        except (NotAuthenticated, SubjectError) as error:
+            raise _wrong(error, "The refresh token is not valid, or not any more.") from None
+        return _answer(tokens, subject, heir)
+
+    return login
 
 
 def _answer(tokens: Tokens, subject: Subject, refresh_token: str | None) -> dict[str, Any]:
@@ -267,7 +281,7 @@ def _client(form: Mapping[str, str], request: Request) -> tuple[str, str, bool]:
     return unquote_plus(name), unquote_plus(secret), True
 
 
-async def _form(request: Request) -> dict[str, str]:
+async def form_of(request: Request) -> dict[str, str]:
     """The fields of a form-encoded body; empty ones are left out. Raises `Refused`."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != FORM:
         raise Refused("invalid_request", f"Send the body as {FORM}.")

@@ -21,23 +21,25 @@ def start(connection: Connection, subject: str) -> str:
     return _issue(connection, subject, uuid.uuid4())
 
 
-def use(connection: Connection, token: str) -> tuple[str, str]:
+def use(connection: Connection, token: str, grace_s: float = 0.0) -> tuple[str, str | None]:
     """The subject of this token, and the token that takes its place. Raises `NotAuthenticated`.
 
     A token that comes a second time was stolen, from us or by us: nobody can tell, so that the login and
-    all that followed from it ends.
+    all that followed from it ends. Only a browser's tabs share one token and may use it at the same time:
+    within `grace_s` of its use it still tells whose it is, and gets no second heir.
     """
-    stolen = None
+    stolen = heir = None
     with connection.transaction():
         row = connection.execute(
-            "SELECT family, subject, used_at IS NOT NULL, revoked_at IS NOT NULL, expires_at <= now()"
+            "SELECT family, subject, used_at IS NOT NULL, revoked_at IS NOT NULL, expires_at <= now(),"
+            " coalesce(used_at > clock_timestamp() - make_interval(secs => %s), false)"
             " FROM identity.refresh_tokens WHERE hash = %s FOR UPDATE",
-            (_hash(token),),
+            (grace_s, _hash(token)),
         ).fetchone()
         if row is None:
             raise NotAuthenticated("the refresh token is not known")
-        family, subject, used, revoked, expired = row
-        if used and not revoked:
+        family, subject, used, revoked, expired, just_now = row
+        if used and not revoked and not (just_now and grace_s):
             stolen = f"a refresh token of {subject} came a second time; its login is ended"
             connection.execute(
                 "UPDATE identity.refresh_tokens SET revoked_at = now()"
@@ -46,7 +48,7 @@ def use(connection: Connection, token: str) -> tuple[str, str]:
             )
         elif revoked or expired:
             raise NotAuthenticated(f"the refresh token of {subject} has {'expired' if expired else 'ended'}")
-        else:
+        elif not used:
             connection.execute(
                 "UPDATE identity.refresh_tokens SET used_at = now() WHERE hash = %s", (_hash(token),)
             )

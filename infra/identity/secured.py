@@ -45,6 +45,9 @@ PUBLIC = frozenset(
         "/.well-known/jwks.json",
         "/v1/oauth/token",
         "/v1/oauth/revoke",
+        "/console/sign-in",
+        "/console/sign-out",
+        "/console/static",
     }
 )
 """The paths that anybody may ask for."""

@@ -134,6 +134,17 @@ def change(
             )
 
 
+def objects_of(texts: Sequence[str]) -> dict[str, list[str]]:
+    """The objects that texts as `merchant=m-1,m-2` name; `merchant=` names none. Raises `SubjectError`."""
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        kind, equals, ids = text.partition("=")
+        if not equals:
+            raise SubjectError(f"objects: {text!r} is not kind=id,id")
+        found.setdefault(kind.strip(), []).extend(i.strip() for i in ids.split(",") if i.strip())
+    return found
+
+
 def find(connection: Connection, subject: str) -> Subject:
     """The subject of this name. Raises `SubjectError`."""
     with connection.cursor(row_factory=class_row(Subject)) as cursor:

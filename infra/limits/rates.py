@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from infra.settings import SETTINGS, SettingError, Settings
 
@@ -44,8 +45,13 @@ RATES: Mapping[str, Rate] = {
 """By class of routes: logins and refused proofs (each by address), reading and sending data, operators' and
 administrators' actions, streams opened (each by subject)."""
 
-LOGIN_PATHS = frozenset({"/v1/oauth/token", "/v1/oauth/revoke"})
+LOGIN_PATHS = frozenset({"/v1/oauth/token", "/v1/oauth/revoke", "/console/sign-in"})
 """Where somebody proves who they are; guessed passwords come here."""
+
+
+def is_login(scope: Mapping[str, Any]) -> bool:
+    """Whether this request (of ASGI) brings a password, or what stands for one."""
+    return scope["path"] in LOGIN_PATHS and scope.get("method") not in ("GET", "HEAD")
 
 
 def rates(settings: Settings) -> Mapping[str, Rate]:

@@ -13,7 +13,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infra.identity.principal import Principal
-from infra.limits.rates import LOGIN_PATHS
+from infra.limits.rates import is_login
 from infra.limits.tokens import Tokens, Verdict
 from infra.problems import Problem
 from infra.telemetry.metrics import LIMITED
@@ -66,7 +66,7 @@ class Limits:
             return
         refusal = self._refusal(scope)
         verdicts: list[Verdict] = scope.setdefault(_VERDICT, [])
-        if refusal is None and scope["path"] in LOGIN_PATHS:
+        if refusal is None and is_login(scope):
             verdicts.append(await self._tokens.take(f"address:{address_of(scope)}", "login"))
             if not verdicts[-1].allowed:
                 refusal = _too_many(verdicts[-1])

@@ -133,6 +133,7 @@ def create(
     options: Mapping[str, Any],
     *,
     in_place: bool,
+    by: str | None = None,
 ) -> Run:
     """Write the run down with its empty tables, first positions and topics.
 
@@ -151,9 +152,9 @@ def create(
                 f" `millrace replay abort {other[0]}`"
             )
         row = connection.execute(
-            "INSERT INTO replay_runs (pipeline, in_place, status, options, places)"
-            " VALUES (%s, %s, 'running', %s, %s) RETURNING run_id",
-            (declared.name, in_place, Jsonb(dict(options)), Jsonb(places.to_json())),
+            "INSERT INTO replay_runs (pipeline, in_place, status, options, places, started_by)"
+            " VALUES (%s, %s, 'running', %s, %s, coalesce(%s, current_user)) RETURNING run_id",
+            (declared.name, in_place, Jsonb(dict(options)), Jsonb(places.to_json()), by),
         ).fetchone()
         assert row is not None
         run_id = int(str(row[0]))

@@ -36,6 +36,10 @@ SEEN: Mapping[str, tuple[str, ...] | None] = {"all": None, "one": ("o1",), "none
 """The objects of its tenant that a subject sees."""
 
 
+CONSOLE = "/console"
+"""Its pages have a matrix of their own, `tests/console/test_access.py`."""
+
+
 @dataclass(frozen=True)
 class Asker:
     """A principal of the matrix, with what it sends to prove itself."""
@@ -238,8 +242,9 @@ def routes(app: FastAPI, method: str, tried: Mapping[str, Any]) -> Iterator[tupl
     found = {}
     domains = dict(_domains(app))
     for route in declared(app):
-        if route.path in PUBLIC or isinstance(route.scope, OneOf):
-            continue  # (those by topic have a matrix of their own, tests/authorisation/listening.py)
+        if route.path in PUBLIC or isinstance(route.scope, OneOf) or route.path.startswith(CONSOLE):
+            # Those by topic have a matrix of their own, tests/authorisation/listening.py.
+            continue
         if route.scope is None or route.path not in tried or route.methods - {"HEAD"} != {method}:
             raise Failed(f"{sorted(route.methods)} {route.path}, scope {route.scope}, is not in the matrix")
         domain = domains[route.path]

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from infra.settings import Settings
+from schemas.roles import ADMIN
 
 PICTURES = Path(__file__).parents[2] / "docs" / "console"
 GRAVE = ("serious", "critical")
@@ -32,8 +33,10 @@ def chromium() -> Iterator[Browser]:
 
 
 @contextmanager
-def opened(browser: Browser, settings: Settings, **context: Any) -> Iterator[Page]:
-    """A page in a context of its own; a script's error or complaint fails the journey."""
+def opened(
+    browser: Browser, settings: Settings, who: str | None = ADMIN, password: str = "", **context: Any
+) -> Iterator[Page]:
+    """A page of its own, signed in unless `who` is None; a script's error or complaint fails the journey."""
     made = browser.new_context(
         base_url=settings.api_url, **{"viewport": {"width": 1440, "height": 900}, **context}
     )
@@ -49,10 +52,22 @@ def opened(browser: Browser, settings: Settings, **context: Any) -> Iterator[Pag
     page.on("console", hear)
     page.on("pageerror", lambda error: complaints.append(str(error)))
     try:
+        if who is not None:
+            sign_in(page, who, password or settings.secret(who))
+            expect(page.get_by_role("button", name="Sign out")).to_be_visible()
         yield page
     finally:
         made.close()
     assert complaints == []
+
+
+def sign_in(page: Page, who: str, password: str) -> None:
+    """Fill the form in, which is shown now or is gone to."""
+    if "/console/sign-in" not in page.url:
+        page.goto("/console/sign-in")
+    page.get_by_label("Name").fill(who)
+    page.get_by_label("Password").fill(password)
+    page.get_by_role("button", name="Sign in").click()
 
 
 def findings(page: Page, settings: Settings) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,12 +18,19 @@ from api.app import create_app
 from infra.settings import Settings
 from schemas.declare import Pipelines
 
+UNLIMITED = "login=9999/s anonymous=9999/s operate=9999/s"
+"""A test asks faster than anybody may."""
+
 
 @contextmanager
 def serving(
-    settings: Settings, pipelines: Pipelines, monkeypatch: pytest.MonkeyPatch
+    settings: Settings,
+    pipelines: Pipelines,
+    monkeypatch: pytest.MonkeyPatch,
+    headers: Mapping[str, str] | None = None,
 ) -> Iterator[httpx.Client]:
-    """A client of the API over these pipelines."""
+    """A client of the API over these pipelines, who sends these headers."""
+    settings = Settings({**settings.environ, "MILLRACE_LIMITS": UNLIMITED})
     monkeypatch.setattr(api.app, "PIPELINES", pipelines)
     app = create_app(settings)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=5))
@@ -35,7 +42,9 @@ def serving(
             assert thread.is_alive() and time.monotonic() < until
             time.sleep(0.02)
         port = server.servers[0].sockets[0].getsockname()[1]
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
+        with httpx.Client(
+            base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False, headers=headers
+        ) as client:
             yield client
     finally:
         app.state.ending.set()

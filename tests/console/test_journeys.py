@@ -11,16 +11,19 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from infra.codec import Codec
+from infra.identity import subjects
 from infra.postgres import connect
 from infra.settings import Settings
 from schemas.fleet import TRUCK_TELEMETRY
 from schemas.fraud import CARD_TRANSACTIONS
 from tests.accounts.running import send
-from tests.console.browser import chromium, findings, opened, picture
+from tests.console.askers import PASSWORD
+from tests.console.browser import chromium, findings, opened, picture, sign_in
 from tests.instance import running
 
 EXAMPLES = Path(__file__).parents[2] / "schemas"
@@ -34,6 +37,11 @@ PAGES = (
     "/console/replays/plan?pipeline=fleet",
     "/console/schemas",
     "/console/schemas/card-decisions",
+    "/console/users",
+    "/console/users/reader",
+    "/console/users/admin",
+    "/console/keys",
+    "/console/audit",
 )
 
 
@@ -46,6 +54,10 @@ def instance() -> Iterator[Settings]:
             send(settings, codec, TRUCK_TELEMETRY, [fix(n) for n in range(200)])
         until(settings, "SELECT count(*) FROM card_ledger", 200)
         until(settings, "SELECT count(*) FROM truck_positions", 200)
+        with connect(settings.database_url) as connection:
+            subjects.create(
+                connection, "reader", "person", "default", PASSWORD, ["auditor"], {"fleet": ["f-1"]}
+            )
         yield settings
 
 
@@ -252,6 +264,98 @@ def test_the_keyboard_reaches_everything(instance: Settings, browser: Browser) -
         page.locator('a.node[aria-label^="processor fraud-scoring"]').focus()
         page.keyboard.press("Enter")
         page.wait_for_url("**/console/pipelines/fraud#fraud-scoring")
+
+
+def test_one_signs_in_and_out(instance: Settings, browser: Browser) -> None:
+    """A wrong password is told in few words; a right one leads on to the page that was asked for; signed out,
+    the page that is gone back to is not there."""
+    with opened(browser, instance, who=None) as page:
+        page.goto("/console/replays")
+        assert page.url.endswith("/console/sign-in?next=/console/replays")
+        sign_in(page, "admin", "not the password")
+        expect(page.get_by_role("alert")).to_have_text("The user name or the password is not right.")
+        assert findings(page, instance) == []
+        picture(page, "sign-in")
+        page.get_by_label("Password").fill(instance.secret("admin"))
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/console/replays")
+        assert page.evaluate("document.cookie") == ""
+        page.get_by_role("button", name="Sign out").click()
+        expect(page.get_by_text("You are signed out")).to_be_visible()
+        page.go_back()
+        expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+        page.context.add_cookies(
+            [{"name": "millrace_access", "value": "forged.by.hand", "url": f"{instance.api_url}/console"}]
+        )
+        page.goto("/console")
+        expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+
+
+def test_a_session_is_renewed_while_one_watches(instance: Settings, browser: Browser) -> None:
+    """Whose access token has gone sees the next page, and live figures, without being asked."""
+    with opened(browser, instance) as page:
+        page.context.clear_cookies(name="millrace_access")
+        page.goto("/console")
+        expect(page.locator("#live-status")).to_have_text("live")
+        names = {cookie.get("name") for cookie in page.context.cookies(f"{instance.api_url}/console")}
+        assert names == {"millrace_access", "millrace_refresh"}
+
+
+def test_a_user_is_added_and_sees_what_they_may(instance: Settings, browser: Browser) -> None:
+    """Their password is shown once; they sign in with it, see their pages, and are told what is not."""
+    with opened(browser, instance) as page:
+        page.get_by_role("link", name="Users").click()
+        page.get_by_label("Name", exact=True).fill("olga")
+        page.get_by_label(re.compile("^operator")).check()
+        page.get_by_role("button", name="Add").click()
+        password = page.locator("#secret").inner_text()
+        assert findings(page, instance) == []
+        page.goto("/console/users")
+        expect(page.get_by_role("row", name=re.compile("^olga person default operator"))).to_be_visible()
+        picture(page, "users")
+        assert page.get_by_text(password).count() == 0
+    with opened(browser, instance, who="olga", password=password) as page:
+        expect(page.get_by_role("heading", name="Pipelines")).to_be_visible()
+        assert page.get_by_role("link", name="Users").count() == 0
+        page.goto("/console/users")
+        expect(page.get_by_role("heading", name="This is not for you")).to_be_visible()
+        assert findings(page, instance) == []
+
+
+def test_a_key_is_made_used_and_revoked(instance: Settings, browser: Browser) -> None:
+    """It opens the API, is seen by its prefix alone, and opens nothing once it is revoked; all of it told."""
+
+    def asked_with(key: str) -> int:
+        answer = httpx.get(f"{instance.api_url}/v1/pipelines", headers={"x-api-key": key}, trust_env=False)
+        return answer.status_code
+
+    with opened(browser, instance) as page:
+        page.get_by_role("link", name="Keys").click()
+        page.get_by_label("Whose it is").select_option("admin")
+        page.get_by_label("What it is for").fill("the journey")
+        page.get_by_label("operator", exact=False).check()
+        page.get_by_role("button", name="Make the key").click()
+        key = page.locator("#secret").inner_text()
+        assert findings(page, instance) == []
+        assert asked_with(key) == 200
+        page.get_by_role("link", name="Keys").click()
+        row = page.get_by_role("row", name=re.compile("the journey"))
+        expect(row).to_contain_text(key.split("_")[1])
+        assert page.get_by_text(key).count() == 0
+        picture(page, "keys")
+        row.get_by_role("button", name=re.compile("^Revoke")).click()
+        expect(page.get_by_text("it opens nothing")).to_be_visible()
+        expect(row).to_contain_text("revoked")
+        time.sleep(2.5)
+        assert asked_with(key) == 401
+        page.get_by_role("link", name="Audit").click()
+        page.get_by_label("What", exact=True).fill("keys")
+        page.get_by_role("button", name="Find").click()
+        expect(page.get_by_role("row", name=re.compile("admin.*keys.revoke")).first).to_be_visible()
+        page.get_by_role("button", name="Verify").click()
+        expect(page.get_by_text("the log is what was written")).to_be_visible(timeout=60_000)
+        assert findings(page, instance) == []
+        picture(page, "audit")
 
 
 def focused(page: Page) -> str:

@@ -21,6 +21,7 @@ from tests.accounts.at_work import Running, running
 from tests.accounts.running import send
 from tests.api.line import Line
 from tests.console.serving import serving, streamed
+from tests.signed_in import signed_in
 
 
 def deposit(n: int, amount_minor: int = 5, account: str | None = None) -> dict[str, Any]:
@@ -43,7 +44,7 @@ def at_work(database: Settings, accounts: Accounts) -> Iterator[Running]:
 
 @pytest.fixture
 def client(database: Settings, accounts: Accounts, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
-    with serving(database, Pipelines.of(accounts.pipeline), monkeypatch) as found:
+    with serving(database, Pipelines.of(accounts.pipeline), monkeypatch, signed_in(database)) as found:
         yield found
 
 
@@ -184,6 +185,27 @@ def test_letters_are_decided_against_and_opened_again(
     ]
 
 
+def test_a_command_is_told_as_what_whoever_started_it_does(
+    client: httpx.Client, database: Settings, codec: Codec, accounts: Accounts, at_work: Running
+) -> None:
+    """A redrive of all letters runs as a command: its page names who started it, and the audit log does."""
+    send(database, codec, accounts.deposits, [b"junk"])
+    refused(at_work, accounts, 1)
+    chosen = {"pipeline": accounts.pipeline.name, "error_class": "undecodable"}
+    started = client.post("/console/dead-letters/selected/redrive", data={**chosen, "reason": "all"})
+    assert (started.status_code, started.headers["location"]) == (303, "/console/jobs/dlq-redrive")
+    until = time.monotonic() + 60
+    while "by admin" not in (words := text(client.get("/console/jobs/dlq-redrive"))) or " runs " in words:
+        assert time.monotonic() < until, words
+        time.sleep(0.3)
+    assert f"millrace dlq redrive --pipeline {accounts.pipeline.name}" in words
+    told = at_work.ask(
+        "SELECT DISTINCT subject, object, proof LIKE 'key:%% by shell:%%' FROM audit.entries"
+        " WHERE action = 'dlq.redrive' AND object IN ('begins', 'ends') ORDER BY 2"
+    )
+    assert told == [("admin", "begins", True), ("admin", "ends", True)]
+
+
 def test_hostile_bytes_stay_text(
     client: httpx.Client, database: Settings, codec: Codec, accounts: Accounts, at_work: Running
 ) -> None:
@@ -269,7 +291,9 @@ def test_without_kafka_the_rest_stays(
             " value, append_time) VALUES ('c', %s, 0, 1, %s, 'invalid', 'for a test', '\\x00', now())",
             (accounts.deposits.name, accounts.pipeline.name),
         )
-    with serving(Settings(environ), Pipelines.of(accounts.pipeline), monkeypatch) as client:
+    with serving(
+        Settings(environ), Pipelines.of(accounts.pipeline), monkeypatch, signed_in(database)
+    ) as client:
         client.get("/console")
         until = time.monotonic() + 30
         while "Kafka is away" not in (words := text(client.get("/console"))):
@@ -285,12 +309,22 @@ def test_without_kafka_the_rest_stays(
 def test_without_the_database_the_rest_stays(
     database: Settings, codec: Codec, accounts: Accounts, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Events flow while Postgres is away; pages that need it say so, and come back by themselves."""
+    """Who was known stays known while Postgres is away, and nobody else gets in; events flow; pages that need
+    it say so, and come back by themselves."""
+    signed_in(database)
     environ = {**database.environ, "DATABASE_URL": line.url, "DATABASE_READER_URL": line.url}
+    line.open()
     send(database, codec, accounts.deposits, [deposit(1)])
-    with serving(Settings(environ), Pipelines.of(accounts.pipeline), monkeypatch) as client:
+    with serving(
+        Settings(environ), Pipelines.of(accounts.pipeline), monkeypatch, signed_in(database)
+    ) as client:
+        assert client.get("/console/schemas").status_code == 200
+        line.cut()
         words = text(client.get("/console/dead-letters"), 503)
         assert "Postgres does not answer" in words
+        other = {"X-API-Key": f"mk_{'a' * 12}_{'b' * 43}"}
+        with httpx.Client(base_url=client.base_url, trust_env=False, headers=other) as stranger:
+            assert "Nobody can tell now who you are" in text(stranger.get("/console/schemas"), 503)
         for name, data in streamed(client, f"/console/live/events?topic={accounts.deposits.name}"):
             assert name == "records" and len(data["rows"]) == 1
             break
@@ -308,7 +342,9 @@ def test_without_the_registry_a_letter_shows_its_bytes(
     send(database, codec, accounts.deposits, [deposit(1, -5)])
     [letter] = refused(at_work, accounts, 1)
     environ = {**database.environ, "SCHEMA_REGISTRY_URL": "http://127.0.0.1:9"}
-    with serving(Settings(environ), Pipelines.of(accounts.pipeline), monkeypatch) as client:
+    with serving(
+        Settings(environ), Pipelines.of(accounts.pipeline), monkeypatch, signed_in(database)
+    ) as client:
         client.get("/console")
         words = text(client.get(f"/console/dead-letters/{letter}"))
         assert "registry does not answer" in words and "000000 00 00" in words

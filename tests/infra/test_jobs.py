@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from infra import jobs
+from infra.identity.principal import Principal
 from infra.settings import Settings
+
+ANNA = Principal("anna", "person", "default", frozenset({"ops:write"}), {}, "token:1")
 
 
 @pytest.fixture
@@ -29,10 +32,10 @@ def ended(settings: Settings, name: str) -> jobs.Job:
 
 def test_a_job_leaves_what_it_printed_and_its_exit_code(settings: Settings) -> None:
     """Output, complaint and code stand in files; the newest is first, and found by how it begins."""
-    jobs.start(settings, "docs", ["docs", "--check"], "tests")
+    jobs.start(settings, "docs", ["docs", "--check"], ANNA)
     good = ended(settings, "docs")
-    assert (good.code, good.started_by, good.command) == (0, "tests", "millrace docs --check")
-    jobs.start(settings, "docs", ["no-such-command"], "tests")
+    assert (good.code, good.started_by, good.command) == (0, "anna", "millrace docs --check")
+    jobs.start(settings, "docs", ["no-such-command"], ANNA)
     bad = ended(settings, "docs")
     assert bad.number == 2 and bad.code == 2 and any("no-such-command" in line for line in bad.told)
     assert jobs.listed(settings, "docs") == [bad, good]
@@ -40,8 +43,8 @@ def test_a_job_leaves_what_it_printed_and_its_exit_code(settings: Settings) -> N
 
 def test_one_of_a_name_at_a_time_and_it_can_be_stopped(settings: Settings) -> None:
     """While a job runs another one of its name is refused; stopped, it counts as ended from outside."""
-    job = jobs.start(settings, "demo", ["replay", "list"], "tests")
+    job = jobs.start(settings, "demo", ["replay", "list"], ANNA)
     with pytest.raises(jobs.JobRuns, match="replay list"):
-        jobs.start(settings, "demo", ["docs"], "tests")
+        jobs.start(settings, "demo", ["docs"], ANNA)
     job.stop()
     assert ended(settings, "demo").code in (-1, 1, 143)

@@ -15,6 +15,7 @@ from infra.audit.log import open_heads
 from infra.audit.shell import ACTION, audited
 from infra.audit.verify import verify
 from infra.cli import build
+from infra.identity.principal import Principal
 from infra.postgres import Connection
 from infra.services import ServiceError
 from infra.settings import Settings
@@ -91,12 +92,14 @@ def test_what_cannot_be_told_is_not_done(
 
 SHOWING = {
     "dlq": {"list", "show", "test"},
+    "keys": {"list"},
     "ledger": set(),
     "lists": {"list", "show"},
     "models": {"ensure"},  # which trains, and so tells, where a model is missing
     "replay": {"diff", "list", "plan"},
     "rules": {"check", "list", "show", "words"},
     "secret": set(),
+    "users": {"list"},
     "webhooks": {"deliveries", "list"},
 }
 """By group the commands that change nothing."""
@@ -115,3 +118,20 @@ def test_every_command_that_changes_something_is_told(group: str) -> None:
                 yield name
 
     assert set(untold(found.commands)) == SHOWING[group]
+
+
+def test_what_a_service_starts_for_somebody_is_told_as_theirs(
+    database: Settings, owner: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With their subject and tenant; the proof names both what they were known by and the shell."""
+    empty(owner)
+    anna = Principal("anna", "person", "acme", frozenset({"ops:write"}), {}, "token:7")
+    for name, value in shell.acting_for(anna).items():
+        monkeypatch.setenv(name, value)
+    assert CliRunner().invoke(app, ["act", "a", "--apply"]).exit_code == 0
+    rows = owner.execute(
+        "SELECT DISTINCT subject, tenant, proof FROM audit.entries WHERE action = 'tests.act'"
+    ).fetchall()
+    [(subject, tenant, proof)] = rows
+    assert (subject, tenant) == ("anna", "acme")
+    assert str(proof).startswith("token:7 by shell:")
