@@ -314,7 +314,15 @@ class Rig:
                 if not lag:
                     return time.monotonic() - began
             time.sleep(0.2)
-        raise AssertionError(f"not drained within {seconds:.0f} s: {lag}")
+        raise AssertionError(f"not drained within {seconds:.0f} s: {lag}\n{self._last_words()}")
+
+    def _last_words(self) -> str:
+        """What each process said last, but for the broker's library."""
+        said = []
+        for log in sorted(self.folder.glob("*.log")):
+            lines = [line for line in log.read_text().splitlines() if '"librdkafka"' not in line]
+            said += [f"{log.name}:", *lines[-12:]]
+        return "\n".join(said)
 
     def _lag(self) -> dict[str, int]:
         processor, sink = self.accounts.processor.name, self.accounts.pipeline.sink_name
