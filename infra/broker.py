@@ -1,6 +1,6 @@
 """The broker: topics, producers, and a consumer whose positions come from the database.
 
-`Source` takes partitions by Kafka's group protocol (cooperative, static members) but reads from where its
+`Source` takes partitions by Kafka's group protocol (eager, static members) but reads from where its
 `claim` says, never from the group's committed offsets: those are only written as a hint for lag tools.
 """
 
@@ -202,7 +202,9 @@ class Source:
             # A position that the log does not have must stop us; a silent reset loses or doubles records.
             "auto.offset.reset": "error",
             "isolation.level": "read_committed",
-            "partition.assignment.strategy": "cooperative-sticky",
+            # Not cooperative: that takes two rebalances to move a partition, and a static member killed between
+            # them comes back without the second one, so that what it gave up is nobody's from then on.
+            "partition.assignment.strategy": "roundrobin",
             "session.timeout.ms": int(SESSION_SECONDS * 1000),
             "max.poll.interval.ms": 120_000,
             "enable.partition.eof": True,
@@ -323,10 +325,11 @@ class Source:
 
     def _on_assign(self, consumer: Consumer, partitions: list[KafkaPartition]) -> None:
         REBALANCES.labels(self.group, "assigned").inc()
-        self._pending |= {TopicPartition(p.topic, p.partition) for p in partitions}
+        self._epochs.clear()  # an assignment replaces the one before
+        self._pending = {TopicPartition(p.topic, p.partition) for p in partitions}
         self._retry_at = 0.0
         # Nothing yet: the database is asked outside the callback, so that a slow one cannot stall the group.
-        consumer.incremental_assign([])
+        consumer.assign([])
 
     def _on_revoke(self, consumer: Consumer, partitions: list[KafkaPartition]) -> None:
         REBALANCES.labels(self.group, "revoked").inc()
@@ -363,7 +366,7 @@ class Source:
         # A pause outlives both unassign and assign (confluent-kafka-go#193): given up in `idle` and assigned
         # to us again, a partition would never be read.
         self._consumer.resume(going)
-        self._consumer.incremental_unassign(going)
+        self._consumer.unassign()
 
     def _assign_pending(self) -> None:
         if not self._pending or time.monotonic() < self._retry_at:
@@ -386,7 +389,7 @@ class Source:
             if claims[p].append_ms is not None and first[p] > bounds[p].start:
                 self._unproven[p] = claims[p]
                 first[p] -= 1
-        self._consumer.incremental_assign([KafkaPartition(p.topic, p.partition, first[p]) for p in wanted])
+        self._consumer.assign([KafkaPartition(p.topic, p.partition, first[p]) for p in wanted])
         self._pending -= set(wanted)
         for p in wanted:
             self._epochs[p] = claims[p].epoch

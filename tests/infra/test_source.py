@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -65,3 +67,32 @@ def test_a_partition_given_up_while_paused_is_read_when_it_comes_back(registry: 
             producer.produce(topic, b"x", partition=partition)
         assert producer.flush(30) == 0
         poll_until(first, positions, lambda: sorted(positions.next.values()) == [1] * PARTITIONS)
+
+
+def test_a_member_killed_while_partitions_move_leaves_none_to_nobody(registry: Settings) -> None:
+    """Killed after it has given up and before it has said so, it comes back under its name: all are read."""
+    access, topic = registry.kafka, "killed-while-they-move"
+    ensure_topics(access, [TopicSpec(topic, PARTITIONS, 86_400_000, RECORD_BYTES)])
+    command = (sys.executable, "-m", "tests.infra.dying_member", access.servers, topic)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as dying, ExitStack() as stack:
+        stack.callback(dying.kill)
+        assert dying.stdout is not None and dying.stdout.readline() == "owns\n"
+        members = {}
+        for name in ("second", "first"):
+            positions = Positions()
+            source = members[name] = Source(
+                access, topic, [topic], positions.claim, positions.release, instance_id=name
+            )
+            stack.callback(source.close)
+            if name == "second":
+                # It joins, and so makes the first one give up.
+                poll_until(source, positions, lambda: dying.poll() is not None)
+
+        def owned() -> int:
+            for source in members.values():
+                source.poll(100, 0.2)
+            return sum(len(source.assignment) for source in members.values())
+
+        end = time.monotonic() + 40
+        while owned() < PARTITIONS:
+            assert time.monotonic() < end, {name: source.assignment for name, source in members.items()}
