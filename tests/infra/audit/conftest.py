@@ -12,19 +12,18 @@ from infra.audit.heads import Heads
 from infra.audit.log import AuditLog
 from infra.identity.keyring import KeyRing
 from infra.identity.principal import Principal
-from infra.postgres import Connection, connect, let_in
+from infra.postgres import Connection, connect
+from infra.prepare import prepare_database
 from infra.settings import Settings
 
 ANNA = Principal("anna", "person", "acme", frozenset({"ops:write"}), {}, "token:1")
-PASSWORD = "the-tests-own-for-the-role"
 
 
 @pytest.fixture(scope="module")
 def writer_url(database: Settings) -> str:
     """The database for role millrace_audit."""
-    let_in(database.database_url, {"millrace_audit": PASSWORD})
-    address = database.database_url.rpartition("@")[2]
-    return f"postgresql://millrace_audit:{PASSWORD}@{address}"
+    prepare_database(database)
+    return database.database_audit_url
 
 
 @pytest.fixture(scope="module")

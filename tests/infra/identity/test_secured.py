@@ -204,7 +204,7 @@ def test_the_description_names_scopes_and_ways(client: TestClient) -> None:
     operation = schema["paths"]["/v1/things"]["post"]
     assert operation[secured.DECLARED] == "fraud:write"
     assert {"token": ["fraud:write"]} in operation["security"]
-    assert schema["components"]["securitySchemes"].keys() == {"token", "key"}
+    assert schema["components"]["securitySchemes"].keys() == {"token", "key", "receiver"}
 
 
 def test_who_is_known_goes_on_while_the_database_is_away(
