@@ -202,8 +202,8 @@ class Source:
             # A position that the log does not have must stop us; a silent reset loses or doubles records.
             "auto.offset.reset": "error",
             "isolation.level": "read_committed",
-            # Not cooperative: that takes two rebalances to move a partition, and a static member killed between
-            # them comes back without the second one, so that what it gave up is nobody's from then on.
+            # Not cooperative: a partition then moves by two rebalances, and a static member killed in between
+            # comes back without the second one: what it gave up is nobody's from then on.
             "partition.assignment.strategy": "roundrobin",
             "session.timeout.ms": int(SESSION_SECONDS * 1000),
             "max.poll.interval.ms": 120_000,

@@ -99,7 +99,8 @@ def test_wrong_passwords_lock_for_longer_and_longer(connection: Connection) -> N
         waits.append(round(locked_s()))
         assert not waits[-1] or "is locked" in refused(connection, PASSWORD)
         connection.execute("UPDATE identity.subjects SET locked_until = now()")
-    assert waits == [0, 0, 0, 0, 30, 60, 120]
+    # (Seconds may pass before it is asked.)
+    assert all(0 <= due - left <= 5 for due, left in zip([0, 0, 0, 0, 30, 60, 120], waits, strict=True))
     subjects.authenticate(connection, "anna", PASSWORD, "person")
     refused(connection, OTHER)
     assert locked_s() == 0, "a right password forgets the wrong ones before it"
