@@ -21,7 +21,7 @@ from confluent_kafka import Producer
 from fastapi import FastAPI
 from starlette.datastructures import Headers
 from websockets.asyncio.client import connect as connect_async
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from api import live_log, streams
@@ -421,6 +421,17 @@ def test_a_websocket_may_begin_with_nothing(serving: Serving) -> None:
         assert receive(one)["type"] == "started"
         (event,) = serving.publish("c-1")
         assert receive(one)["event"]["event_id"] == event
+
+
+def test_a_websocket_that_asks_for_nothing_is_ended(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Open connections that listen to nothing would be without a number: after a while each is told so."""
+    monkeypatch.setattr(streams, "WISH_SECONDS", 0.2)
+    with websocket(serving) as one:
+        assert "nothing was asked for" in receive(one)["reason"]
+        with pytest.raises(ConnectionClosed):
+            one.recv(timeout=SECONDS)
 
 
 def test_another_sites_page_opens_no_websocket(serving: Serving) -> None:
