@@ -70,7 +70,7 @@ class Serving:
         app.include_router(streams.router)
         problems.install(app)
         telemetry.install(app, "streams-test", Health(), nothing)
-        limits = {"MILLRACE_LIMITS": "stream=1000/s anonymous=1000/s", "MILLRACE_REQUEST_S": "2"}
+        limits = {"MILLRACE_LIMITS": "stream=5000/s anonymous=5000/s", "MILLRACE_REQUEST_S": "2"}
         hardening.install(app, Settings({**settings.environ, **limits, "MILLRACE_MAX_UNDER_WAY": "20"}), "t")
         secured.install(app)
         self.app = app
@@ -545,7 +545,7 @@ def test_a_thousand_mostly_idle_connections_fit(serving: Serving) -> None:
         raise EOFError
 
     async def everyone() -> list[str]:
-        opened, ready = asyncio.Semaphore(40), asyncio.Queue[None]()
+        opened, ready = asyncio.Semaphore(15), asyncio.Queue[None]()
         async with asyncio.timeout(90), asyncio.TaskGroup() as group:
             tasks = [group.create_task(hear(opened, ready, n)) for n in range(1_000)]
             for _ in tasks:
