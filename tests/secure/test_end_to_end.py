@@ -61,7 +61,7 @@ def publish(settings: Settings, first: int, count: int) -> None:
                 "home_country": "DE",
             }
             answer = gateway.post("/v1/transactions", json=event)
-            assert answer.status_code == 202, answer.text
+            assert answer.status_code in (200, 202), answer.text  # (202: decided later)
 
 
 def count(settings: Settings, table: str) -> int:
