@@ -229,11 +229,11 @@ def test_a_process_goes_on_with_its_rotated_password(published: Settings) -> Non
 
 
 def test_it_comes_back_after_a_stop(published: Settings) -> None:
-    """`down`, a new certificate, and `up` without the option: still secured, and everything goes on."""
+    """A new certificate, `down`, and `up` without the option: still secured, and everything goes on."""
     rows = count(published, "card_ledger")
-    assert millrace(published, "down").returncode == 0
     renewed = millrace(published, "secret", "rotate", "kafka-certificate")
     assert renewed.returncode == 0, renewed.stderr
+    assert millrace(published, "down").returncode == 0
     up = millrace(published, "up")
     assert up.returncode == 0, up.stderr
     publish(published, 2_000, 3)
