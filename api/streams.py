@@ -41,6 +41,8 @@ RECHECK_SECONDS = 30.0
 """How often it is asked again whether the listener still may."""
 SEND_SECONDS = 10.0
 """A connection that takes nothing for so long is ended."""
+WISH_SECONDS = 60.0
+"""How long a WebSocket may listen to nothing."""
 COMMAND_BYTES = 16_384
 OFFSET = re.compile(r"[0-9]{1,18}")
 
@@ -321,10 +323,14 @@ class _Conversation:
             try:
                 if listening is not None:
                     reason = await self._listen(*listening, command)
-                    if reason is not None:
-                        await self._send({"type": "dropped", "reason": reason, "after": self._progress.text})
-                        await self._websocket.close(1013, reason[:100])
-                        return
+                else:
+                    # Who listens to nothing is not among those of whom there may be so many.
+                    await asyncio.wait({command}, timeout=WISH_SECONDS)
+                    reason = None if command.done() else "nothing was asked for; come back with a wish"
+                if reason is not None:
+                    await self._send({"type": "dropped", "reason": reason, "after": self._progress.text})
+                    await self._websocket.close(1013, reason[:100])
+                    return
                 text = await command
             finally:
                 command.cancel()

@@ -21,7 +21,7 @@ from confluent_kafka import Producer
 from fastapi import FastAPI
 from starlette.datastructures import Headers
 from websockets.asyncio.client import connect as connect_async
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from api import live_log, streams
@@ -70,7 +70,7 @@ class Serving:
         app.include_router(streams.router)
         problems.install(app)
         telemetry.install(app, "streams-test", Health(), nothing)
-        limits = {"MILLRACE_LIMITS": "stream=1000/s anonymous=1000/s", "MILLRACE_REQUEST_S": "2"}
+        limits = {"MILLRACE_LIMITS": "stream=5000/s anonymous=5000/s", "MILLRACE_REQUEST_S": "2"}
         hardening.install(app, Settings({**settings.environ, **limits, "MILLRACE_MAX_UNDER_WAY": "20"}), "t")
         secured.install(app)
         self.app = app
@@ -423,6 +423,17 @@ def test_a_websocket_may_begin_with_nothing(serving: Serving) -> None:
         assert receive(one)["event"]["event_id"] == event
 
 
+def test_a_websocket_that_asks_for_nothing_is_ended(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Open connections that listen to nothing would be without a number: after a while each is told so."""
+    monkeypatch.setattr(streams, "WISH_SECONDS", 0.2)
+    with websocket(serving) as one:
+        assert "nothing was asked for" in receive(one)["reason"]
+        with pytest.raises(ConnectionClosed):
+            one.recv(timeout=SECONDS)
+
+
 def test_another_sites_page_opens_no_websocket(serving: Serving) -> None:
     """A browser that says it comes from elsewhere is refused; one of this server's own pages is not."""
     with pytest.raises(InvalidStatus) as refused:
@@ -534,7 +545,7 @@ def test_a_thousand_mostly_idle_connections_fit(serving: Serving) -> None:
         raise EOFError
 
     async def everyone() -> list[str]:
-        opened, ready = asyncio.Semaphore(40), asyncio.Queue[None]()
+        opened, ready = asyncio.Semaphore(15), asyncio.Queue[None]()
         async with asyncio.timeout(90), asyncio.TaskGroup() as group:
             tasks = [group.create_task(hear(opened, ready, n)) for n in range(1_000)]
             for _ in tasks:
