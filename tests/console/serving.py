@@ -17,9 +17,7 @@ import api.app
 from api.app import create_app
 from infra.settings import Settings
 from schemas.declare import Pipelines
-
-UNLIMITED = "login=9999/s anonymous=9999/s operate=9999/s"
-"""A test asks faster than anybody may."""
+from tests.signed_in import unlimited
 
 
 @contextmanager
@@ -30,7 +28,7 @@ def serving(
     headers: Mapping[str, str] | None = None,
 ) -> Iterator[httpx.Client]:
     """A client of the API over these pipelines, who sends these headers."""
-    settings = Settings({**settings.environ, "MILLRACE_LIMITS": UNLIMITED})
+    settings = unlimited(settings)
     monkeypatch.setattr(api.app, "PIPELINES", pipelines)
     app = create_app(settings)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=5))

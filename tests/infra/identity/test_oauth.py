@@ -21,7 +21,7 @@ from infra.identity.authenticator import FRESH_SECONDS
 from infra.identity.keyring import KeyRing
 from infra.postgres import Connection, connect
 from infra.settings import Settings
-from tests.signed_in import signed_in
+from tests.signed_in import signed_in, unlimited
 
 PASSWORD = "four words of a person"
 SECRET = "s3cret: of a program + more%"
@@ -40,7 +40,7 @@ def connection(database: Settings) -> Iterator[Connection]:
 
 @pytest.fixture
 def api(database: Settings, connection: Connection) -> Iterator[TestClient]:
-    with TestClient(create_app(database)) as client:
+    with TestClient(create_app(unlimited(database))) as client:
         yield client
 
 
