@@ -97,7 +97,8 @@ class Claims:
         name, value = self._prefix + key, f"{fingerprint}:{token}"
 
         async def take(client: Redis) -> bytes | None:
-            before: bytes | None = await client.set(name, value, nx=True, get=True, px=int(held_s * 1000))
+            before = await client.set(name, value, nx=True, get=True, px=int(held_s * 1000))
+            assert before is None or isinstance(before, bytes)
             return before
 
         try:
@@ -116,9 +117,9 @@ class Claims:
         async def end(client: Redis) -> None:
             # Only where it is still ours: it may have expired, and be another's now.
             if is_settled:
-                await client.eval(_SETTLE, 1, name, mine, f"{fingerprint}:", KEPT_S * 1000)  # type: ignore[misc]
+                await client.eval(_SETTLE, 1, name, mine, f"{fingerprint}:", KEPT_S * 1000)
             else:
-                await client.eval(_RELEASE, 1, name, mine)  # type: ignore[misc]
+                await client.eval(_RELEASE, 1, name, mine)
 
         try:
             await self._redis.ask(end)

@@ -92,11 +92,11 @@ class Transaction(BaseModel):
     )
     channel: Literal["UNKNOWN", "PRESENT", "ONLINE"] = "UNKNOWN"
 
-    def event(self, tenant: str, event_id: str) -> dict[str, Any]:
-        """The event for `card-transactions`."""
+    def event(self, tenant: str, event_id: str | None = None) -> dict[str, Any]:
+        """The event for `card-transactions`; `event_id` where the client gave none, else one is made here."""
         event = self.model_dump()
         event["tenant"] = tenant
-        event["event_id"] = event_id
+        event["event_id"] = self.event_id or event_id or new_event_id()
         event["occurred_at"] = (self.occurred_at - _EPOCH) // _MILLISECOND
         return event
 
@@ -108,13 +108,9 @@ def _own(
     send it."""
     require_object(sender, "fraud", transaction.merchant_id)
     tenant = tenant_of(sender, transaction.tenant)
-    if transaction.event_id is not None:
-        event_id = transaction.event_id
-    elif key is not None:
-        event_id = derived_id(tenant, sender.subject, key, transaction.card_id, number)
-    else:
-        event_id = new_event_id()
-    return transaction.event(tenant, event_id)
+    if key is None:
+        return transaction.event(tenant)
+    return transaction.event(tenant, derived_id(tenant, sender.subject, key, transaction.card_id, number))
 
 
 class Decision(BaseModel):
