@@ -69,10 +69,12 @@ class Claims:
             yield
             is_settled = True
         finally:
-            if is_settled:
-                self._own[key] = _Own(fingerprint, "", time.monotonic() + KEPT_S)
-            else:
-                self._own.pop(key, None)
+            own = self._own.get(key)
+            if own is not None and own.token == token:  # it may have expired, and be another's now
+                if is_settled:
+                    own.token, own.until = "", time.monotonic() + KEPT_S
+                else:
+                    del self._own[key]
             await self._end(key, fingerprint, token, is_settled)
 
     async def close(self) -> None:
@@ -115,7 +117,7 @@ class Claims:
         name, mine = self._prefix + key, f"{fingerprint}:{token}"
 
         async def end(client: Redis) -> None:
-            # Only where it is still ours: it may have expired, and be another's now.
+            # Only where it is still ours, as well.
             if is_settled:
                 await client.eval(_SETTLE, 1, name, mine, f"{fingerprint}:", KEPT_S * 1000)
             else:
