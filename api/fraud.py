@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from fastapi import Depends, Query
 from pydantic import AwareDatetime, BaseModel, Field
 
+from api import cards
 from api.database import Rows, rows
 from api.paging import Cursor, Limit, Page, decode_cursor, encode_cursor
 from api.settled import Settling, settling, sinks
@@ -16,6 +17,7 @@ from infra.problems import Problem
 from schemas.fraud import CARD_DECISIONS, CARD_LEDGER, PIPELINE
 
 router = SecuredRouter(prefix="/v1", tags=["fraud"], lifespan=settling)
+router.include_router(cards.router)
 
 Database = Annotated[Rows, Depends(rows)]
 Sinks = Annotated[Settling, Depends(sinks)]

@@ -98,6 +98,9 @@ class Ask:
 ASKED: Mapping[str, Sequence[Ask]] = {
     "/v1/decisions/{event_id}": [Ask(lambda o: {"event_id": f"{o}-decision"})],
     "/v1/cards/{card_id}/decisions": [Ask(lambda o: {"card_id": f"{o}-card"})],
+    "/v1/cards/{card_id}/transactions": [Ask(lambda o: {"card_id": f"{o}-card"})],
+    "/v1/cards/{card_id}/balance": [Ask(lambda o: {"card_id": f"{o}-card"})],
+    "/v1/cards/{card_id}/profile": [Ask(lambda o: {"card_id": f"{o}-card"})],
     "/v1/trucks": [
         Ask(),
         Ask(query={"near": "51.89,4.43", "radius_m": "100000"}),
