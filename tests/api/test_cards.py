@@ -152,10 +152,6 @@ def test_a_profile_is_never_an_old_one(api: TestClient, database: Settings) -> N
             assert {name: first[name] for name in expected(decisions)} == expected(decisions)
             assert redis.keys("millrace:profile:*")
             assert api.get(url).json() == first == without.get(url).json()
-    with connect(database.database_url) as connection:
-        assert connection.execute(
-            "SELECT count(*) FROM card_ledger WHERE card_id = %s", (CARD,)
-        ).fetchone() == (13,)
 
 
 def test_a_card_nobody_used_is_unknown(api: TestClient, database: Settings) -> None:
