@@ -60,13 +60,8 @@ def publish(settings: Settings, first: int, count: int) -> None:
                 "country": "DE",
                 "home_country": "DE",
             }
-<<<<<<< HEAD
             answer = gateway.post("/v1/transactions", json=event)
-            assert answer.status_code == 202, answer.text
-=======
-            answer = client.post("/v1/transactions", json=event)
             assert answer.status_code in (200, 202), answer.text
->>>>>>> f301958 (Test and measure the decision API: claims, duplicates, kills, an open loop over HTTP)
 
 
 def count(settings: Settings, table: str) -> int:
