@@ -19,6 +19,7 @@ from infra.identity.principal import Principal
 from infra.problems import Problem
 from infra.quick_redis import QuickRedis
 from infra.settings import Settings
+from infra.telemetry.metrics import TRANSACTIONS_ANSWERED
 from schemas.fraud import CARD_DECISIONS, CARD_TRANSACTIONS
 
 MARGIN_S = 5.0
@@ -76,6 +77,12 @@ class Pending:
 
 Outcome = Decided | Refused | Pending
 
+_COUNTED = {
+    Decided: TRANSACTIONS_ANSWERED.labels("decided"),
+    Refused: TRANSACTIONS_ANSWERED.labels("refused"),
+    Pending: TRANSACTIONS_ANSWERED.labels("pending"),
+}
+
 
 class Decisions:
     """Gets transactions decided, for one process. Made on its event loop."""
@@ -129,6 +136,14 @@ class Decisions:
         self, to: Publisher, events: Sequence[Event], wait_s: float, sender: Principal
     ) -> list[Outcome]:
         """What became of each, after `wait_s` at the latest. Raises `Problem` as `Publisher.publish_many`."""
+        outcomes = await self._decide(to, events, wait_s, sender)
+        for kind, counted in _COUNTED.items():
+            counted.inc(sum(type(outcome) is kind for outcome in outcomes))
+        return outcomes
+
+    async def _decide(
+        self, to: Publisher, events: Sequence[Event], wait_s: float, sender: Principal
+    ) -> list[Outcome]:
         if wait_s <= 0:
             receipts = await to.publish_many(CARD_TRANSACTIONS, events)
             return [Pending(e["event_id"], r) for e, r in zip(events, receipts, strict=True)]
