@@ -146,7 +146,7 @@ TRANSACTIONS_ANSWERED = _counter(
     "transactions_answered_total",
     ("outcome",),
     "transactions",
-    "Transactions that the gateway answered: `decided`, `refused`, `pending` (not decided in time, or not asked).",
+    "Transactions that the gateway answered: `decided`, `refused`, `pending` (undecided by then).",
 )
 STREAM_LISTENERS = _gauge(
     "stream_listeners", (), "connections", "Connections that are told of events as they are appended."
