@@ -243,15 +243,9 @@ async def profile(
         name_of = row[_COLUMN[kind]] if kind else None
         if name_of is not None and len(counts[kind]) < (24 if kind == "hours" else MOST_NAMED):
             counts[kind][str(name_of)] = row["transactions"]
-    names = ("transactions", "reviewed", "declined", "first_at", "last_at")
-    made = Profile(
-        card_id=card_id,
-        **{n: whole[n] for n in names},
-        amounts=[
-            Amounts(**{n: row[n] for n in Amounts.model_fields}) for row in groups if row["of"] == _CURRENCY
-        ],
-        **counts,
-    )
+    amounts = [{n: row[n] for n in Amounts.model_fields} for row in groups if row["of"] == _CURRENCY]
+    totals = {n: whole[n] for n in ("transactions", "reviewed", "declined", "first_at", "last_at")}
+    made = Profile.model_validate({"card_id": card_id, "amounts": amounts, **totals, **counts})
     if whole["partition"] in positions:
         await _remember(redis, name, whole["partition"], positions[whole["partition"]], made)
     return made

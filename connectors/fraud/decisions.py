@@ -23,6 +23,7 @@ from infra.telemetry.metrics import TRANSACTIONS_ANSWERED
 from schemas.fraud import CARD_DECISIONS, CARD_TRANSACTIONS
 
 MARGIN_S = 5.0
+BEGUN_S = 2.0
 USED = "urn:millrace:problem:used-before"
 
 
@@ -93,6 +94,10 @@ class Decisions:
         self._replies = Replies(settings.kafka, settings.schema_registry_url)
         self._claims = Claims(QuickRedis(settings.redis_url), "millrace:claim:")
         self._ledger = Ledger(settings)
+
+    async def begun(self) -> None:
+        """Wait until replies are heard, so that the first requests have theirs; not long, if none can be."""
+        await self._replies.begun(BEGUN_S)
 
     async def close(self) -> None:
         """End the thread and close the connections."""
@@ -222,6 +227,7 @@ async def deciding(app: FastAPI) -> AsyncIterator[None]:
     """Give `app` its `Decisions`, for its lifespan."""
     app.state.decisions = made = Decisions(app.state.settings)
     try:
+        await made.begun()
         yield
     finally:
         await made.close()

@@ -10,9 +10,10 @@ import asyncio
 import logging
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message
@@ -126,9 +127,16 @@ class Replies:
         self._placed: dict[tuple[int, int], Asked] = {}
         self._strays: OrderedDict[tuple[int, int], Reply] = OrderedDict()
         self._closing = threading.Event()
+        self._begun = asyncio.Event()
         self.listening = False
         self._thread = threading.Thread(target=self._run, name="replies", daemon=True)
         self._thread.start()
+
+    async def begun(self, seconds: float) -> None:
+        """Wait until it listens or has failed to for the first time, or so long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._begun.wait()
 
     def ask(self, events: Sequence[Event]) -> Question:
         """Listen for the replies to these. Call it before they are sent, and `forget` it afterwards."""
@@ -236,6 +244,7 @@ class Replies:
             except Exception:
                 log.exception("replies cannot be heard now")
             self.listening = False
+            self._tell(self._begun.set)
             self._closing.wait(AGAIN_SECONDS)
 
     def _consumer(self) -> Consumer:
@@ -265,6 +274,7 @@ class Replies:
         consumer.assign(places)
         # From here on nothing is missed: whatever is sent now is answered behind these places.
         self.listening = True
+        self._tell(self._begun.set)
         return True
 
     def _listen(self, consumer: Consumer, codec: Codec) -> None:
@@ -287,10 +297,12 @@ class Replies:
                 elif message.key() in self._cards:
                     decisions += _decoded(codec, CARD_DECISIONS, message)
             if decisions or letters:
-                try:
-                    self._loop.call_soon_threadsafe(self._take, decisions, letters)
-                except RuntimeError:
-                    return  # the loop has ended
+                self._tell(partial(self._take, decisions, letters))
+
+    def _tell(self, call: Callable[[], None]) -> None:
+        """Have the loop call it."""
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(call)
 
 
 def _decoded(codec: Codec, topic: Any, message: Message) -> list[Reply]:

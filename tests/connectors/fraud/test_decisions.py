@@ -29,6 +29,7 @@ from tests.connectors.fraud.processes import Gateway, Process, until
 from tests.signed_in import key_of, signed_in
 
 DUPLICATES = 2_000
+AT_ONCE = 64
 PUBLISH_MS = 2_000
 WAIT_S = 4
 HELD_S = PUBLISH_MS / 1000 + WAIT_S + 5
@@ -213,20 +214,21 @@ def test_thousands_of_duplicates_at_once_are_one_decision(
     """Sent at once to two gateways: each answer is 409 or the one decision; one row is in the ledger."""
     sent, name = body(), key()
 
-    async def submit() -> list[httpx.Response]:
-        limits = httpx.Limits(max_connections=64)
-        async with httpx.AsyncClient(
-            headers={**platform.headers, "Idempotency-Key": name}, trust_env=False, timeout=60, limits=limits
-        ) as client:
+    numbers = iter(range(DUPLICATES))
+    answers: list[httpx.Response] = []
 
-            async def one(n: int) -> httpx.Response:
-                if flushed and n % 200 == 100:
-                    redis.flushall()
-                return await client.post(f"{platform.gateways[n % 2].url}/v1/transactions", json=sent)
+    async def submit(client: httpx.AsyncClient) -> None:
+        for n in numbers:
+            if flushed and n % 200 == 100:
+                redis.flushall()
+            answers.append(await client.post(f"{platform.gateways[n % 2].url}/v1/transactions", json=sent))
 
-            return await asyncio.gather(*(one(n) for n in range(DUPLICATES)))
+    async def submit_all() -> None:
+        headers = {**platform.headers, "Idempotency-Key": name}
+        async with httpx.AsyncClient(headers=headers, trust_env=False, timeout=60) as client:
+            await asyncio.gather(*(submit(client) for _ in range(AT_ONCE)))
 
-    answers = asyncio.run(submit())
+    asyncio.run(submit_all())
     statuses = Counter(answer.status_code for answer in answers)
     assert set(statuses) <= {200, 409} and statuses[200], statuses
     decisions = [said(answer) for answer in answers if answer.status_code == 200]
