@@ -185,12 +185,13 @@ async def transactions(
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> Page[CardTransaction]:
-    """A card's transactions, newest event time first; the first page has all that was answered."""
+    """A card's transactions, newest event time first; the first page has all that was answered,
+    unless `to` bounds it."""
     after: tuple[datetime | None, str | None] = (None, None)
     if cursor is not None:
         at, event_id = decode_cursor(cursor, datetime, str)
         after = (at, event_id)
-    else:
+    elif until is None:
         await sinks.settled(database, CARD_DECISIONS, PIPELINE.sink_name)
     wanted = (decision, merchant_id, country, currency, channel, amount_from, amount_to, since, until)
     found = await database.fetch(_TRANSACTIONS, *_own(database, card_id), *wanted, *after, limit + 1)

@@ -114,12 +114,13 @@ async def decisions_of_card(
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> Page[Decision]:
-    """A card's decisions, newest event time first; the first page has all that anybody was answered with."""
+    """A card's decisions, newest event time first; the first page has all that was answered,
+    unless `to` bounds it."""
     after: tuple[datetime | None, str | None] = (None, None)
     if cursor is not None:
         at, event_id = decode_cursor(cursor, datetime, str)
         after = (at, event_id)
-    else:
+    elif until is None:
         await sinks.settled(database, CARD_DECISIONS, PIPELINE.sink_name)
     own = (database.tenant, database.sees("merchant"))
     found = await database.fetch(_OF_CARD, *own, card_id, decision, since, until, *after, limit + 1)
