@@ -159,7 +159,8 @@ def test_a_card_nobody_used_is_unknown(api: TestClient, database: Settings) -> N
     for what in ("balance", "profile"):
         assert api.get(f"/v1/cards/nobody/{what}").status_code == 404
     for merchant, status in (("m-1", 200), ("m-9", 404)):
-        headers = key_of(database, f"shop-{merchant}", "default", ["viewer:fraud"], {"merchant": [merchant]})
+        key = key_of(database, f"shop-{merchant}", "default", ["viewer:fraud"], {"merchant": [merchant]})
+        headers = {"Authorization": f"Bearer {key['X-API-Key']}"}
         for what in ("balance", "profile"):
             answer = api.get(f"/v1/cards/{CARD}/{what}", headers=headers)
             assert answer.status_code == status, answer.text
