@@ -8,15 +8,19 @@ from typing import Annotated, Literal
 from fastapi import Depends, Query
 from pydantic import AwareDatetime, BaseModel, Field
 
+from api import cards
 from api.database import Rows, rows
 from api.paging import Cursor, Limit, Page, decode_cursor, encode_cursor
+from api.settled import Settling, settling, sinks
 from infra.identity.secured import SecuredRouter
 from infra.problems import Problem
-from schemas.fraud import CARD_LEDGER
+from schemas.fraud import CARD_DECISIONS, CARD_LEDGER, PIPELINE
 
-router = SecuredRouter(prefix="/v1", tags=["fraud"])
+router = SecuredRouter(prefix="/v1", tags=["fraud"], lifespan=settling)
+router.include_router(cards.router)
 
 Database = Annotated[Rows, Depends(rows)]
+Sinks = Annotated[Settling, Depends(sinks)]
 Answer = Literal["APPROVE", "REVIEW", "DECLINE"]
 
 _COLUMNS = ", ".join(CARD_LEDGER.columns)
@@ -81,9 +85,13 @@ class Decision(BaseModel):
 
 
 @router.get("/decisions/{event_id}", scope="fraud:read")
-async def decision(event_id: str, database: Database) -> Decision:
-    """The decision on one transaction."""
-    row = await database.fetchrow(_ONE, database.tenant, database.sees("merchant"), event_id)
+async def decision(event_id: str, database: Database, sinks: Sinks) -> Decision:
+    """The decision on one transaction, from the moment on at which anybody was answered with it."""
+    asked = (_ONE, database.tenant, database.sees("merchant"), event_id)
+    row = await database.fetchrow(*asked)
+    if row is None:
+        await sinks.settled(database, CARD_DECISIONS, PIPELINE.sink_name)
+        row = await database.fetchrow(*asked)
     if row is None:
         raise Problem(
             404,
@@ -97,6 +105,7 @@ async def decision(event_id: str, database: Database) -> Decision:
 async def decisions_of_card(
     card_id: str,
     database: Database,
+    sinks: Sinks,
     decision: Annotated[Answer | None, Query(description="Only these.")] = None,
     since: Annotated[
         AwareDatetime | None, Query(alias="from", description="From this event time on.")
@@ -105,11 +114,14 @@ async def decisions_of_card(
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> Page[Decision]:
-    """A card's decisions, newest event time first."""
+    """A card's decisions, newest event time first; the first page has all that was answered,
+    unless `to` bounds it."""
     after: tuple[datetime | None, str | None] = (None, None)
     if cursor is not None:
         at, event_id = decode_cursor(cursor, datetime, str)
         after = (at, event_id)
+    elif until is None:
+        await sinks.settled(database, CARD_DECISIONS, PIPELINE.sink_name)
     own = (database.tenant, database.sees("merchant"))
     found = await database.fetch(_OF_CARD, *own, card_id, decision, since, until, *after, limit + 1)
     items = [Decision(**dict(row)) for row in found[:limit]]

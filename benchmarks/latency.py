@@ -125,7 +125,7 @@ def ours(settings: Settings, n: int, records: int, history: int, profile: float)
             def measure(schedule: Schedule) -> Stretch:
                 sampler = Sampler(f"latency-{schedule.rate}", profile) if profile else None
                 begin = partial(sampler.start, worker.pid) if sampler else None
-                stretch = load.run(schedule, roles, _services(settings), begin)
+                stretch = load.run(schedule, roles, shared(settings), begin)
                 if sampler:
                     sampler.show()
                 return stretch
@@ -177,7 +177,7 @@ def theirs(settings: Settings, name: str, n: int, records: int) -> Iterator[AtWo
                 found, passed=found.passed and is_whole, counts={**found.counts, "sent": load.sent}
             )
 
-        yield AtWork(load, lambda schedule: load.run(schedule, {name: running}, _services(settings)), check)
+        yield AtWork(load, lambda schedule: load.run(schedule, {name: running}, shared(settings)), check)
 
 
 def _program(name: str) -> tuple[str, str]:
@@ -363,7 +363,7 @@ def _batch(columns: Mapping[str, pa.Array], topic: Any) -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict({name: columns[name] for name in topic.fields})
 
 
-def _services(settings: Settings) -> dict[str, int]:
+def shared(settings: Settings) -> dict[str, int]:
     """Broker and database, whose share of the processors counts on a small machine."""
     run = settings.home_path / "run"
     pids = {"broker": Detached(run / "kafka.pid").pid(), "database": Detached(run / "postgres.pid").pid()}

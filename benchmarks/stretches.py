@@ -153,12 +153,12 @@ class Load:
                 "sender": sender.pid,
                 **watchers,
             }
-            _sleep_until(begin_ns + int(schedule.warm_seconds * 1e9))
+            sleep_until(begin_ns + int(schedule.warm_seconds * 1e9))
             usages = {name: Usage(pid) for name, pid in pids.items()}
             before = {name: usage.look() for name, usage in usages.items()}
             if while_measured is not None:
                 while_measured()
-            _sleep_until(begin_ns + int((schedule.warm_seconds + schedule.seconds) * 1e9))
+            sleep_until(begin_ns + int((schedule.warm_seconds + schedule.seconds) * 1e9))
             cores = {n: round((u.look() - before[n]) / schedule.seconds, 3) for n, u in usages.items()}
             if sender.wait(open_loop.FLUSH_SECONDS + END_SECONDS):
                 raise RuntimeError(f"the sender ended with code {sender.returncode}; its words are above")
@@ -179,8 +179,8 @@ class Load:
             "from": {place.partition: offset for place, offset in at.items()},
             "out": str(folder / "arrivals.npz"),
         }
-        watcher = stack.enter_context(_beside(self.settings, ["benchmarks.arrivals", "topic"], told))
-        _hear(watcher, "ready")
+        watcher = stack.enter_context(beside(self.settings, ["benchmarks.arrivals", "topic"], told))
+        hear(watcher, "ready")
         return watcher
 
     def _table_watcher(self, stack: ExitStack, folder: Path, stored: Stored) -> subprocess.Popen[str]:
@@ -190,8 +190,8 @@ class Load:
             "topic": self.target.name,
             "out": str(folder / "positions.npz"),
         }
-        watcher = stack.enter_context(_beside(self.settings, ["benchmarks.arrivals", "table"], told))
-        _hear(watcher, "ready")
+        watcher = stack.enter_context(beside(self.settings, ["benchmarks.arrivals", "table"], told))
+        hear(watcher, "ready")
         return watcher
 
     def _sender(
@@ -205,8 +205,8 @@ class Load:
             "rate": schedule.rate,
             "out": str(folder / "late.npy"),
         }
-        sender = stack.enter_context(_beside(self.settings, ["benchmarks.open_loop"], told))
-        return sender, int(_hear(sender, "begin"))
+        sender = stack.enter_context(beside(self.settings, ["benchmarks.open_loop"], told))
+        return sender, int(hear(sender, "begin"))
 
 
 def _reckon(
@@ -234,9 +234,7 @@ def _reckon(
 
 
 @contextmanager
-def _beside(
-    settings: Settings, module: list[str], told: Mapping[str, Any]
-) -> Iterator[subprocess.Popen[str]]:
+def beside(settings: Settings, module: list[str], told: Mapping[str, Any]) -> Iterator[subprocess.Popen[str]]:
     """A process of the benchmark's own, ended by SIGTERM at the end of the block."""
     process = subprocess.Popen(
         [sys.executable, "-m", *module],
@@ -258,7 +256,7 @@ def _beside(
             process.stdout.close()
 
 
-def _hear(process: subprocess.Popen[str], word: str) -> str:
+def hear(process: subprocess.Popen[str], word: str) -> str:
     """The rest of the line that begins with this word; raises RuntimeError where the process says no such."""
     assert process.stdout is not None
     line = process.stdout.readline().strip()
@@ -267,5 +265,5 @@ def _hear(process: subprocess.Popen[str], word: str) -> str:
     return line.removeprefix(word).strip()
 
 
-def _sleep_until(monotonic_ns: int) -> None:
+def sleep_until(monotonic_ns: int) -> None:
     time.sleep(max(0.0, (monotonic_ns - time.monotonic_ns()) / 1e9))

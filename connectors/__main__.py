@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> int:
             settings = Settings.load()
             create_app = importlib.import_module("connectors.gateway").create_app
             logs.configure("connector", None, settings.text("log_level"))
-            drain_s = settings.number("publish_timeout_ms") / 1000 + 1
+            drain_s = (settings.number("publish_timeout_ms") + settings.number("decision_wait_ms")) / 1000 + 1
             web.run(create_app(settings), settings.gateway_url, drain_s)
             return 0
         case ["mqtt"]:

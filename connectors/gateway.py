@@ -23,7 +23,8 @@ from schemas.pipelines import PIPELINES
 DESCRIPTION = """
 Every answer `202` means: the broker has the event on all its in-sync replicas, at the partition and offset
 given. An event that is sent again with the same event id takes effect once, so after a `503` or a lost
-connection simply send it again.
+connection simply send it again. A card transaction is answered with its decision, `200`, unless that takes
+longer than usual or is not wanted (`Prefer: respond-async`).
 
 Send a bearer token (the API's `POST /v1/oauth/token` gives one) or an API key with each request:
 `Authorization: Bearer …` or `X-API-Key: mk_…`. Each operation names the scope that it needs. An event is of

@@ -193,6 +193,11 @@ SETTINGS: dict[str, Setting] = {
         lambda s: "10000",
         "How long a connector waits for the broker's acknowledgement before it answers 503.",
     ),
+    "decision_wait_ms": Setting(
+        "MILLRACE_DECISION_WAIT_MS",
+        lambda s: "1000",
+        "How long the gateway waits for a transaction's decision before it answers 202 with a link to it.",
+    ),
     "max_json_bytes": Setting(
         "MILLRACE_MAX_JSON_BYTES", lambda s: "1048576", "Largest request body that the gateway accepts."
     ),

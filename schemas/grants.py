@@ -22,6 +22,9 @@ MQTT = "connector-mqtt"
 TICKS = "connector-ticks"
 API = "api"
 
+REPLIES = frozenset({"card-decisions", "card-transactions-dlq"})
+"""The topics that the gateway reads replies from."""
+
 LOG_READER = "millrace-reader"
 """The group that readers without a group name: librdkafka asks for its coordinator all the same."""
 
@@ -95,6 +98,8 @@ def _grants(pipelines: Pipelines) -> Iterator[Grant]:
     for pipeline in pipelines:
         yield from _pipeline(pipeline)
     yield from _topics(GATEWAY, (Operation.WRITE,), (t for p in pipelines for t in p.inputs))
+    yield from _topics(GATEWAY, (Operation.READ,), (t for t in (*declared, *letters) if t.name in REPLIES))
+    yield Grant(GATEWAY, Operation.DESCRIBE, Resource.GROUP, LOG_READER)
     yield from _topics(MQTT, (Operation.WRITE,), (t for t in declared if t.name in BRIDGED))
     yield from _topics(TICKS, (Operation.WRITE,), (t for t in declared if t.tick_ms is not None))
     # How far everything is, and events as they are appended.

@@ -27,6 +27,9 @@ HISTORY_MS = 8 * DAY_MS
 MINUTE_MS = 60_000
 HOUR_MS = 60 * MINUTE_MS
 
+ACKNOWLEDGED = {"Prefer": "respond-async"}
+"""Traffic wants to know that its transactions arrived, not what becomes of them."""
+
 RESENT = 0.03
 LATE = 0.03
 VERY_LATE = 0.003
@@ -102,9 +105,9 @@ def _generation(rng: Random, now_ms: Callable[[], int], frauds: set[str]) -> Ite
             if rng.random() < BATCHED:
                 ready = min(len(due), rng.randrange(2, 25))
                 batch = [heapq.heappop(due)[2] for _ in range(ready) if due[0][0] <= use_ms]
-                yield Http("POST", "/v1/transactions/batch", json=batch)
+                yield Http("POST", "/v1/transactions/batch", json=batch, headers=ACKNOWLEDGED)
             else:
-                yield Http("POST", "/v1/transactions", json=heapq.heappop(due)[2])
+                yield _submitted(heapq.heappop(due)[2])
             if rng.random() < POISON:
                 yield _poison(rng, rng.choice(cards), now_ms())
 
@@ -155,7 +158,11 @@ def _poison(rng: Random, card: _Card, now_ms: int) -> Step:
         header = struct.pack(">bI", 0, UNKNOWN_SCHEMA_ID + rng.randrange(3))
         return Raw(CARD_TRANSACTIONS, card.id.encode(), header + rng.randbytes(40))
     # Well formed, but from the future: only the broker's clock can tell.
-    return Http("POST", "/v1/transactions", json=_transaction(rng, card, now_ms + 2 * HOUR_MS, stolen=False))
+    return _submitted(_transaction(rng, card, now_ms + 2 * HOUR_MS, stolen=False))
+
+
+def _submitted(body: dict[str, Any]) -> Step:
+    return Http("POST", "/v1/transactions", json=body, headers=ACKNOWLEDGED)
 
 
 def _iso(at_ms: int) -> str:

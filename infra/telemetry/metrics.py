@@ -142,6 +142,12 @@ HTTP_REQUESTS = _counter(
 HTTP_SECONDS = _histogram(
     "http_request_seconds", ("service", "method", "route"), "seconds", "Time to answer an HTTP request."
 )
+TRANSACTIONS_ANSWERED = _counter(
+    "transactions_answered_total",
+    ("outcome",),
+    "transactions",
+    "Transactions that the gateway answered: `decided`, `refused`, `pending` (undecided by then).",
+)
 STREAM_LISTENERS = _gauge(
     "stream_listeners", (), "connections", "Connections that are told of events as they are appended."
 )

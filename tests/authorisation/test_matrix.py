@@ -19,10 +19,13 @@ import api.orders
 import api.pipelines
 import api.webhooks
 import connectors.fleet.http
+import connectors.fraud.decisions
 import connectors.fraud.http
 import connectors.imaging.http
 import connectors.orders.http
 from api.app import create_app as create_api
+from connectors.fraud import ledger
+from connectors.fraud.ledger import Ledger
 from connectors.gateway import create_app as create_gateway
 from connectors.publish import publisher
 from infra.identity import secured
@@ -36,6 +39,7 @@ from tests.authorisation.matrix import (
     Failed,
     Sent,
     check_reading,
+    check_telling,
     check_writing,
     objects_of,
 )
@@ -91,6 +95,27 @@ def test_the_queries_alone_hold(first_wall: Settings, askers: list[Asker]) -> No
 def test_every_route_of_the_gateway(filled: Settings, askers: list[Asker]) -> None:
     """An event is taken from those alone whose scope, tenant and objects it is, and bears their tenant."""
     assert write_all(filled, askers) > 1_000
+
+
+def tell_all(settings: Settings, askers: list[Asker]) -> int:
+    app = create_gateway(settings)
+    with TestClient(app) as client:
+        return check_telling(app, client, askers)
+
+
+@pytest.mark.parametrize("wall", ["both", "the query alone", "row-level security alone"])
+def test_the_gateway_repeats_decisions_to_their_own_alone(
+    filled: Settings, askers: list[Asker], monkeypatch: pytest.MonkeyPatch, wall: str
+) -> None:
+    """Whoever may send hears of decisions of their tenant and merchants, by either wall."""
+    if wall == "the query alone":
+        reader = Settings({**filled.environ, "DATABASE_GATEWAY_URL": filled.database_reader_url})
+        monkeypatch.setattr(connectors.fraud.decisions, "Ledger", lambda _: Ledger(reader))
+    if wall == "row-level security alone":
+        query = "$1::text IS NOT NULL AND ($2::text[] IS NULL OR true) AND event_id = $3 "
+        before, _, after = ledger._DECISION.partition("tenant = $1")
+        monkeypatch.setattr(ledger, "_DECISION", before + query + after[after.index("ORDER") :])
+    assert tell_all(filled, askers) > 80
 
 
 @pytest.mark.parametrize("seen", SEEN)

@@ -110,7 +110,7 @@ def test_every_domain_with_a_gateway_file_is_included() -> None:
             continue
         module = __import__(f"connectors.{pipeline.name}.http", fromlist=["router"])
         for route in module.router.routes:
-            assert route.path in paths
+            assert route.path.replace(":path", "") in paths
 
 
 SLOW_GATEWAY = """

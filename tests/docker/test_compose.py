@@ -96,7 +96,7 @@ def submit(settings: Settings, body: dict[str, Any]) -> httpx.Response:
     return httpx.post(
         f"{settings.gateway_url}/v1/transactions",
         json=body,
-        headers=settings.client_headers,
+        headers={**settings.client_headers, "Prefer": "respond-async"},
         trust_env=False,
         timeout=20,
     )

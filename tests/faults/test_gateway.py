@@ -58,7 +58,9 @@ class Clients:
             thread.join()
 
     def _client(self, left: queue.SimpleQueue[dict[str, Any]]) -> None:
-        with httpx.Client(trust_env=False, timeout=20, headers=self.headers) as client:
+        with httpx.Client(
+            trust_env=False, timeout=20, headers={**self.headers, "Prefer": "respond-async"}
+        ) as client:
             while True:
                 try:
                     event = left.get_nowait()
