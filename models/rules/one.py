@@ -97,7 +97,7 @@ def compiled(conditions: Sequence[Condition], rates: Rates, lists: Lists) -> Cal
         "nan": NAN,
         **maker.constants,
     }
-    exec(compile(module, "<rules>", "exec"), names)  # noqa: S102 -- built from the checked tree alone
+    exec(compile(module, "<rules>", "exec"), names)  # noqa: S102 # nosec B102 -- of the checked tree alone
     found: Callable[[Row], list[bool]] = names["held"]
     return found
 

@@ -46,13 +46,13 @@ def test_a_pipelines_processes_reach_their_own_topics_alone(pipeline: Pipeline) 
             assert g.operation in (Operation.READ, Operation.WRITE) and not g.prefix
 
 
-def test_connectors_write_inputs_and_read_nothing() -> None:
-    """The gateway writes every input, the bridge telemetry, ticks where they are wanted; none reads."""
+def test_connectors_write_inputs_and_read_replies_alone() -> None:
+    """The gateway writes inputs, the bridge telemetry, ticks as they are wanted; it alone reads, replies."""
     assert of(grants.GATEWAY, Operation.WRITE) == {t.name for p in PIPELINES for t in p.inputs}
     assert of(grants.MQTT, Operation.WRITE) == {TRUCK_TELEMETRY.name} == grants.BRIDGED
     assert of(grants.TICKS, Operation.WRITE) == {t.name for t in DECLARED if t.tick_ms is not None}
-    writing = {grants.GATEWAY, grants.MQTT, grants.TICKS}
-    assert {g.operation for g in TABLE if g.principal in writing} == {Operation.WRITE}
+    assert of(grants.GATEWAY, Operation.READ) == {"card-decisions", "card-transactions-dlq"}
+    assert {g.operation for g in TABLE if g.principal in (grants.MQTT, grants.TICKS)} == {Operation.WRITE}
 
 
 def test_the_api_reads_and_writes_nothing() -> None:
@@ -92,13 +92,13 @@ def test_the_operator_has_a_replays_own_topics_to_itself(pipeline: Pipeline) -> 
 
 
 def test_every_process_that_speaks_to_the_broker_is_in_the_table() -> None:
-    """The supervisor's processes are the table's principals; only the registry needs no name."""
+    """The supervisor's processes are the principals; registry and webhooks alone need no name there."""
     named = {
         grants.principal(s.role, s.pipeline)
         for s in (PREPARING, *specs(Settings({}), PIPELINES, native=True))
     }
     # Ticks run where a topic wants them, and have no grants where none does.
-    assert named - {"registry", grants.TICKS} == set(grants.principals(PIPELINES)) - {
+    assert named - {"registry", "connector-webhooks", grants.TICKS} == set(grants.principals(PIPELINES)) - {
         grants.OPERATOR,
         grants.TICKS,
     }

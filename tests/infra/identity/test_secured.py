@@ -249,7 +249,8 @@ def test_the_gateways_role_sees_no_passwords(database: Settings) -> None:
         for query in (
             "SELECT secret_hash FROM identity.subjects",
             "SELECT hash FROM identity.refresh_tokens",
-            "SELECT event_id FROM card_ledger",
+            "SELECT card_id FROM card_ledger",
+            "SELECT amount_minor FROM card_ledger",
             "UPDATE identity.api_keys SET revoked_at = NULL",
         ):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
