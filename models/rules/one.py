@@ -97,7 +97,8 @@ def compiled(conditions: Sequence[Condition], rates: Rates, lists: Lists) -> Cal
         "nan": NAN,
         **maker.constants,
     }
-    exec(compile(module, "<rules>", "exec"), names)  # noqa: S102 # nosec B102 -- of the checked tree alone
+    # Built from the checked tree alone.
+    exec(compile(module, "<rules>", "exec"), names)  # noqa: S102  # nosec B102
     found: Callable[[Row], list[bool]] = names["held"]
     return found
 
