@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 WAIT_S = 2.0
 LOOK_S = 0.02
-ASK_S = 1.0
+ASK_S = 2.0
 AWAY_S = 5.0
 """While the broker is away it is asked once in so long."""
 

@@ -22,6 +22,7 @@ from fastapi.testclient import TestClient
 from paho.mqtt.client import MQTTMessage
 
 from connectors.fleet.mqtt import Bridge
+from connectors.fraud.decisions import Decisions, decisions
 from connectors.gateway import create_app
 from connectors.publish import Receipt, publisher
 from connectors.traffic import Http, Mqtt, Raw, find_steps
@@ -246,12 +247,20 @@ def record(settings: Settings, codec: Codec, pipeline: Pipeline) -> Recording:
     return recording
 
 
+class _Unheard(Decisions):
+    """Of a gateway that hears no replies: simulated traffic asks for acknowledgements alone."""
+
+    def __init__(self) -> None:
+        pass  # no thread, no broker
+
+
 def _connect(settings: Settings, codec: Codec, pipeline: Pipeline, broker: Broker) -> None:
     """Send the domain's simulated traffic through the gateway's and the bridge's own code."""
     steps, rate = find_steps(Pipelines.of(pipeline))[pipeline.name]
     app = create_app(settings)
     app.state.authenticator, app.state.limits = Everybody(), Plenty()
     app.dependency_overrides[publisher] = lambda: _Publisher(codec, broker)
+    app.dependency_overrides[decisions] = _Unheard
     gateway = TestClient(app)  # without its lifespan, which would connect to Kafka
     bridge: Bridge | None = None
     now_ms = broker.now_ms
