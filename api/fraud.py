@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated
 
-from fastapi import Depends, Query
+from fastapi import Query
 from pydantic import AwareDatetime, BaseModel, Field
 
 from api import cards
-from api.database import Rows, rows
+from api.cards import Answer, Database, Sinks
 from api.paging import Cursor, Limit, Page, decode_cursor, encode_cursor
-from api.settled import Settling, settling, sinks
+from api.settled import settling
 from infra.identity.secured import SecuredRouter
 from infra.problems import Problem
 from schemas.fraud import CARD_DECISIONS, CARD_LEDGER, PIPELINE
 
 router = SecuredRouter(prefix="/v1", tags=["fraud"], lifespan=settling)
 router.include_router(cards.router)
-
-Database = Annotated[Rows, Depends(rows)]
-Sinks = Annotated[Settling, Depends(sinks)]
-Answer = Literal["APPROVE", "REVIEW", "DECLINE"]
 
 _COLUMNS = ", ".join(CARD_LEDGER.columns)
 _OWN = "tenant = $1 AND ($2::text[] IS NULL OR merchant_id = ANY($2))"
