@@ -133,15 +133,13 @@ _ARRAY_BYTES = 20
 def _lengths(column: pa.Array) -> npt.NDArray[np.int64]:
     """How many bytes each value takes in binary COPY, with its length before it."""
     kind = column.type
-    if pa.types.is_string(kind):
-        sizes = pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
-    elif pa.types.is_list(kind):
-        texts = column.flatten()
-        each = pc.fill_null(pc.binary_length(texts), 0).to_numpy(zero_copy_only=False).astype(np.int64)
-        before = np.concatenate([[0], np.cumsum(each + 4)])
+    if pa.types.is_list(kind):
+        before = np.concatenate([[0], np.cumsum(_lengths(column.flatten()))])
         counts = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
         ends = np.cumsum(counts.astype(np.int64))
         sizes = before[ends] - before[ends - counts] + _ARRAY_BYTES
+    elif pa.types.is_string(kind):
+        sizes = pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
     else:
         width = 1 if pa.types.is_boolean(kind) else kind.bit_width // 8
         sizes = np.full(len(column), width, dtype=np.int64)

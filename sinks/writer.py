@@ -42,6 +42,7 @@ from infra.telemetry.metrics import (
     BATCH_SECONDS,
     DEAD_LETTERS,
     DUPLICATES,
+    ONE_BY_ONE,
     RECORDS_CONSUMED,
     ROWS_WRITTEN,
 )
@@ -313,6 +314,8 @@ class Writer:
     def _itemize(self, block: Block, items: list[_Item], own: list[Event]) -> None:
         """Make a block's rows one by one."""
         topic = block.topic
+        # Rows that need a multiple of the time shall not do so unseen.
+        ONE_BY_ONE.labels(self.name, topic.name).inc(len(block))
         mappings = self._mappings_of(topic)
         places = zip(block.numbers.tolist(), block.offsets.tolist(), events_of(block.events), strict=True)
         for n, offset, event in places:

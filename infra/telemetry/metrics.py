@@ -99,6 +99,12 @@ PRODUCE_FAILURES = _counter(
 ROWS_WRITTEN = _counter(
     "rows_written_total", CONSUMER, "rows", "Rows that a sink inserted or updated in the database."
 )
+ONE_BY_ONE = _counter(
+    "records_one_by_one_total",
+    CONSUMER,
+    "records",
+    "Records whose rows a sink made one by one, as when the database refused a block that held one of them.",
+)
 
 # How long it takes, and how large
 
