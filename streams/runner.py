@@ -415,7 +415,7 @@ class Runner:
             if len(ours) == len(commit.taken):
                 raise
             # Of a partition that was lost meanwhile; the others are still ours, and in the next one.
-            log.info("committed too late", extra={"consumer": self.processor.name, "reason": str(fenced)})
+            log.warning("committed too late", extra={"consumer": self.processor.name, "reason": str(fenced)})
             return {}
         for at, taken in ours.items():
             self.progress.moved(at, taken.position, taken.append_ms)
