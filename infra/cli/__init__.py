@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-import sys
 
 import typer
 
+from infra.cli._explained import explained
 from infra.services import ServiceError
 from infra.settings import SettingError
 from infra.supervisor import SupervisorError
@@ -38,8 +38,5 @@ def build() -> typer.Typer:
 
 def main() -> None:
     """Entry point of the command `millrace`."""
-    try:
+    with explained(*EXPLAINED):
         build()()
-    except EXPLAINED as error:
-        print(f"millrace: {error}", file=sys.stderr)  # noqa: T201 - the command's own message
-        sys.exit(1)

@@ -11,13 +11,14 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from infra.audit.shell import ACTION, audited
+from infra.cli._explained import explained
 from infra.settings import Settings
 
 if TYPE_CHECKING:
@@ -450,23 +451,10 @@ def _codec() -> Iterator[Any]:
         codec.close()
 
 
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Turn what people can mend into one sentence."""
-    import psycopg
-
+def _explained() -> AbstractContextManager[None]:
     from infra.dlq.letters import DlqError
 
-    try:
-        yield
-    except (DlqError, ConnectionError) as error:
-        typer.echo(f"millrace: {error}", err=True)
-    except psycopg.OperationalError as error:
-        reason = str(error).strip().splitlines()[0]
-        typer.echo(f"millrace: the database does not answer: {reason}; see `millrace status`", err=True)
-    else:
-        return
-    raise typer.Exit(1)
+    return explained(DlqError, ConnectionError)
 
 
 def _dry(sentence: str) -> None:

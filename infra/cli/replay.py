@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from infra.audit.shell import audited
+from infra.cli._explained import explained
 from infra.settings import Settings
 
 if TYPE_CHECKING:
@@ -271,30 +272,14 @@ def list_(as_json: Json = False) -> None:
 # Joining the layers
 
 
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Errors as one sentence."""
-    import psycopg
-    from confluent_kafka import KafkaException
-
+def _explained() -> AbstractContextManager[None]:
     from infra.checkpoints import Fenced, PositionRefused
-    from infra.codec import RegistryUnavailable
     from infra.replay.places import RangeRefused
     from infra.replay.runs import RunRefused
     from infra.topic_log import LogUnreadable
     from schemas.declare import DeclarationError
 
-    try:
-        yield
-    except (RangeRefused, RunRefused, DeclarationError, LogUnreadable, PositionRefused, Fenced) as error:
-        typer.echo(f"millrace: {error}", err=True)
-        raise typer.Exit(1) from None
-    except psycopg.OperationalError as error:
-        typer.echo(f"millrace: the database cannot now ({error}); see `millrace status`", err=True)
-        raise typer.Exit(1) from None
-    except (KafkaException, RegistryUnavailable) as error:
-        typer.echo(f"millrace: broker or registry do not answer ({error}); see `millrace status`", err=True)
-        raise typer.Exit(1) from None
+    return explained(RangeRefused, RunRefused, DeclarationError, LogUnreadable, PositionRefused, Fenced)
 
 
 @contextmanager

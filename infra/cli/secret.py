@@ -71,8 +71,6 @@ def signing(
     prefix: Annotated[str, typer.Argument(help="An API key's prefix, as `millrace keys list` shows it.")],
 ) -> None:
     """Print the secret by which the holder of an API key signs requests; give it to nobody else."""
-    import psycopg
-
     from infra.identity.subjects import NotAuthenticated
     from infra.postgres import connect
     from infra.services import ServiceError
@@ -85,8 +83,6 @@ def signing(
         typer.echo(signing_secret(settings.secret(SECRET), prefix))
     except (NotAuthenticated, LookupError) as error:
         raise ServiceError(str(error)) from None
-    except psycopg.Error as error:
-        raise ServiceError(f"the database does not answer ({error}); look at `millrace status`") from None
 
 
 def _rotate_principal(settings: Settings, principal: str) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from infra.audit.shell import audited
+from infra.cli._explained import explained
 from infra.settings import Settings
 
 if TYPE_CHECKING:
@@ -251,24 +252,11 @@ def _database() -> Iterator[Any]:
         yield connection
 
 
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Turn what people can mend into one sentence."""
-    import psycopg
-
+def _explained() -> AbstractContextManager[None]:
     from connectors.outward.endpoints import EndpointError
     from connectors.outward.guard import AllowError
 
-    try:
-        yield
-    except (EndpointError, AllowError) as error:
-        typer.echo(f"millrace: {error}", err=True)
-    except psycopg.OperationalError as error:
-        reason = str(error).strip().splitlines()[0]
-        typer.echo(f"millrace: the database does not answer: {reason}; see `millrace status`", err=True)
-    else:
-        return
-    raise typer.Exit(1)
+    return explained(EndpointError, AllowError)
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -170,9 +170,12 @@ def test_up_on_running_services_is_done_at_once(services: Settings) -> None:
         (["trace"], "give either --row TABLE:KEY or --record TOPIC/PARTITION/OFFSET"),
         (["trace", "--row", "a:b", "--record", "a/0/1"], "give either --row TABLE:KEY"),
         (["trace", "--row", "card_ledger:e1"], "the database does not answer"),
+        (["keys", "list"], "the database does not answer"),
+        (["rules", "list"], "the database does not answer"),
+        (["replay", "list"], "the database does not answer"),
     ],
 )
-def test_verify_and_trace_say_what_is_wrong(
+def test_commands_say_what_is_wrong(
     environ: dict[str, str], arguments: list[str], sentence: str
 ) -> None:
     """What cannot be meant, or a database that is away, is said in a sentence and without a traceback."""
