@@ -11,7 +11,6 @@ and change nothing. A rule that has used up its cap (`capped_rules`) asks for re
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,10 +29,12 @@ from models.trees import Ints
 from schemas.fraud import CARD_DECISIONS, FRAUD_SCORING
 from streams.decide import ColumnRecords, Outcomes, Stretch, Versions
 from streams.fraud.caps import Declines, FraudState, suppressed
+from streams.fraud.faults import fault, suspects
 from streams.fraud.histories import WINDOWS, Inserted
 
 DECLINE_RISK = 0.95
 REVIEW_RISK = 0.75
+ANSWERS = pa.array(["APPROVE", "REVIEW", "DECLINE"])
 RARITY_REASONS = (
     (0.75, "rarer than 1 in 1,000 to the anomaly model"),
     (0.5, "rarer than 1 in 100 to the anomaly model"),
@@ -44,21 +45,8 @@ CHANCE_REASONS = (
 )
 """From which value of a model's score which reason is given."""
 
-AMOUNT_MAX_MINOR = 10**12
-OCCURRED_FROM_MS = 946_684_800_000  # 2000-01-01: a clock that was never set says 1970
-NAME_MAX = 128
-COUNTRY = re.compile(r"[A-Z]{2}")
-CURRENCY = re.compile(r"[A-Z]{3}")
-MCC = re.compile(r"[0-9]{4}")
 
 IDENTITY = ("occurred_at", "card_id", "amount_minor", "currency")
-NAMES = ("event_id", "card_id", "tenant", "customer_id", "merchant_id", "terminal_id")
-CODES = (
-    ("currency", pc.ascii_is_alpha, 3),
-    ("country", pc.ascii_is_alpha, 2),
-    ("home_country", pc.ascii_is_alpha, 2),
-    ("mcc", pc.ascii_is_decimal, 4),
-)
 RULE_TEXTS = (
     "tenant",
     "card_id",
@@ -73,70 +61,6 @@ RULE_TEXTS = (
 )
 NO_RULES = RuleSet(0, ())
 Floats = npt.NDArray[np.float64]
-
-
-def suspects(batch: pa.RecordBatch) -> Bools:
-    """Which rows `fault` must look at: every row with a fault, and those with names beyond ASCII."""
-    fine = pc.and_(
-        pc.and_(
-            pc.greater_equal(batch.column("amount_minor"), 0),
-            pc.less_equal(batch.column("amount_minor"), AMOUNT_MAX_MINOR),
-        ),
-        pc.greater_equal(batch.column("occurred_at"), OCCURRED_FROM_MS),
-    )
-    for name in NAMES:
-        fine = pc.and_(fine, _has_form(batch.column(name), pc.ascii_is_printable, 1, NAME_MAX))
-    for name, is_kind, length in CODES:
-        fine = pc.and_(fine, _has_form(batch.column(name), is_kind, length, length))
-        if is_kind is pc.ascii_is_alpha:
-            fine = pc.and_(fine, _or_null(pc.ascii_is_upper(batch.column(name))))
-    found: Bools = pc.invert(fine).to_numpy(zero_copy_only=False)
-    return found
-
-
-def _has_form(texts: pa.Array, is_kind: Callable[[pa.Array], pa.Array], shortest: int, longest: int) -> Any:
-    """Which texts are of a kind and so long. (A regular expression is compiled anew at each call: 100 us.)"""
-    lengths = pc.binary_length(texts)
-    so_long = pc.and_(pc.greater_equal(lengths, shortest), pc.less_equal(lengths, longest))
-    return _or_null(pc.and_(is_kind(texts), so_long))
-
-
-def _or_null(condition: pa.Array) -> pa.Array:
-    """Null is fine wherever the schema allows it."""
-    return pc.fill_null(condition, True) if condition.null_count else condition
-
-
-def fault(event: Mapping[str, Any]) -> tuple[str, str] | None:
-    """What is wrong with a transaction's values: field and reason; None where nothing is."""
-    for name in ("event_id", "card_id", "tenant"):
-        value = event[name]
-        if not value or len(value) > NAME_MAX or not value.isprintable():
-            return name, f"{name} must have 1 to {NAME_MAX} printable characters; send such a one"
-    for name in ("customer_id", "merchant_id", "terminal_id"):
-        value = event[name]
-        if value is not None and (len(value) > NAME_MAX or not value.isprintable()):
-            return (
-                name,
-                f"{name} may have at most {NAME_MAX} printable characters; shorten it or leave it out",
-            )
-    if not 0 <= event["amount_minor"] <= AMOUNT_MAX_MINOR:
-        return "amount_minor", (
-            f"amount_minor is {event['amount_minor']}; send 0 to {AMOUNT_MAX_MINOR} in minor units (a refund"
-            " is not a card transaction)"
-        )
-    if event["occurred_at"] < OCCURRED_FROM_MS:
-        return "occurred_at", "occurred_at lies before the year 2000; send milliseconds since 1970 in UTC"
-    if not CURRENCY.fullmatch(event["currency"]):
-        return "currency", f"currency {event['currency']!r} is not an ISO 4217 code; send one such as EUR"
-    for name, form, example in (
-        ("country", COUNTRY, "IE"),
-        ("home_country", COUNTRY, "IE"),
-        ("mcc", MCC, "5411"),
-    ):
-        value = event[name]
-        if value is not None and not form.fullmatch(value):
-            return name, f"{name} {value[:20]!r} is not a code; send one such as {example}, or leave it out"
-    return None
 
 
 class FraudScoring:
@@ -336,7 +260,7 @@ def _decisions(
         "fraud_chance": pa.nulls(count, pa.float64()) if chance is None else chance,
         "model_risk": model_risk,
         "risk": risk,
-        "decision": pa.array(decision, type=pa.string()),
+        "decision": ANSWERS.take(pa.array(decision)),
         "reasons": _by_row(count, said),
         "fired_rules": _by_row(count, [(rule.key, where) for rule, where in fired.decides]),
         "capped_rules": _by_row(count, list(capped.items())),
@@ -349,12 +273,9 @@ def _decisions(
     return pa.RecordBatch.from_pydict({name: values[name] for name in CARD_DECISIONS.fields})
 
 
-def _decided(risk: Floats, declined: Bools, reviewed: Bools) -> npt.NDArray[np.str_]:
-    return np.where(
-        declined | (risk >= DECLINE_RISK),
-        "DECLINE",
-        np.where(reviewed | (risk >= REVIEW_RISK), "REVIEW", "APPROVE"),
-    )
+def _decided(risk: Floats, declined: Bools, reviewed: Bools) -> Ints:
+    """The place of each row's answer among `ANSWERS`."""
+    return np.where(declined | (risk >= DECLINE_RISK), 2, np.where(reviewed | (risk >= REVIEW_RISK), 1, 0))
 
 
 def _capped(
@@ -373,9 +294,7 @@ def _capped(
     return suppressed(fired.decides, blamed, days, states)
 
 
-def _shadow_decision(
-    rules: RuleSet, fired: Fired, model_risk: Floats, decision: npt.NDArray[np.str_]
-) -> pa.Array:
+def _shadow_decision(rules: RuleSet, fired: Fired, model_risk: Floats, decision: Ints) -> pa.Array:
     """The decision were all rules in shadow and canary active, where one of them has something to say."""
     count = len(decision)
     if not rules.is_tried:
@@ -384,7 +303,7 @@ def _shadow_decision(
     speaks = would != decision
     for _, where in fired.shadow:
         speaks |= where
-    return pa.array(would, type=pa.string(), mask=~speaks)
+    return ANSWERS.take(pa.array(would, mask=~speaks))
 
 
 def _explained(values: Floats, levels: Sequence[tuple[float, str]]) -> list[tuple[str, Bools]]:
@@ -399,13 +318,11 @@ def _explained(values: Floats, levels: Sequence[tuple[float, str]]) -> list[tupl
 
 def _by_row(count: int, said: Sequence[tuple[str, Bools]]) -> pa.ListArray:
     """For each row the texts that are said of it, in their order."""
-    where = [np.flatnonzero(rows) for _, rows in said]
-    rows = np.concatenate([np.empty(0, dtype=np.int64), *where])
-    texts = np.repeat(np.arange(len(said)), [len(w) for w in where])
-    order = np.argsort(rows, kind="stable")
+    where = np.stack([where for _, where in said]) if said else np.zeros((0, count), dtype=bool)
+    texts = np.nonzero(where.T)[1]
     offsets = np.zeros(count + 1, dtype=np.int32)
-    np.cumsum(np.bincount(rows, minlength=count), out=offsets[1:])
-    values = pa.array([text for text, _ in said], pa.string()).take(pa.array(texts[order]))
+    np.cumsum(where.sum(axis=0), out=offsets[1:])
+    values = pa.array([text for text, _ in said], pa.string()).take(pa.array(texts))
     return pa.ListArray.from_arrays(pa.array(offsets), values)
 
 

@@ -13,7 +13,7 @@ from benchmarks.transactions import Transactions
 from infra.columns import arrow_schema
 from models.rules.ruleset import load_rules
 from schemas.fraud import CARD_TRANSACTIONS
-from streams.fraud.scoring import suspects
+from streams.fraud.faults import suspects
 
 DATA = Transactions(20_000)
 CHECKER = Checker(DATA, {"rules": 1, "model": 2})

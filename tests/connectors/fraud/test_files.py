@@ -17,7 +17,7 @@ from connectors.files import FileSource
 from connectors.fraud.files import FILES
 from infra.columns import arrow_schema
 from schemas.fraud import CARD_TRANSACTIONS
-from streams.fraud.scoring import fault
+from streams.fraud.faults import fault
 
 HANDBOOK = (
     Path(__file__).parents[4] / "shared/data/fraud/handbook-2018-04-01-to-09-04.parquet",

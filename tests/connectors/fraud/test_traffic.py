@@ -13,7 +13,7 @@ from connectors.fraud.http import Transaction
 from connectors.fraud.traffic import CARDS, HISTORY_MS, steps
 from connectors.traffic import Http, Raw
 from schemas.fraud import CARD_TRANSACTIONS
-from streams.fraud.scoring import fault
+from streams.fraud.faults import fault
 
 NOW_MS = 1_767_225_600_000
 
