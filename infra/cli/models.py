@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -18,12 +19,16 @@ models = typer.Typer(help="Train models and put them in force.", no_args_is_help
 app.add_typer(models, name="models")
 train = typer.Typer(help="Train a domain's model.", no_args_is_help=True)
 models.add_typer(train, name="train")
+evaluate = typer.Typer(help="Say how good a domain's models are.", no_args_is_help=True)
+models.add_typer(evaluate, name="evaluate")
 
 LEDGER_ROWS_MIN = 10_000
 """With fewer decisions in the ledger the model learns from simulated traffic."""
 SIMULATED_ROWS = 20_000
 SIMULATED_NOW_MS = 1_767_225_600_000  # 2026-01-01: the same simulated traffic gives the same model
 BATCH = 2_048
+TOLD_S = 5.0
+"""Between two lines of how far it is."""
 
 
 @train.command("fraud")
@@ -77,6 +82,93 @@ def train_fraud(
         else "too few known frauds for a forest"
     )
     typer.echo(f"fraud model {version} is in force: {artifact['rows']} rows, {taught}, {sha256[:12]}")
+
+
+@evaluate.command("fraud")
+def evaluate_fraud(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(exists=True, dir_okay=False, help="Parquet or CSV files in the handbook's format."),
+    ],
+    weeks: Annotated[
+        int, typer.Option(min=1, max=52, help="Test this many weeks, the last of the files.")
+    ] = 4,
+    until: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="The last day to test on; that of the files."),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(file_okay=False, help="A folder for report.html and report.json.")
+    ] = None,
+) -> None:
+    """Measure fraud models on labelled transactions, by windows that the stream's own code finds.
+
+    Prints the table of the Fraud Detection Handbook's chapter 3 beside what is published, and our model week
+    by week: each is trained on what was known before it, and calibrated on the weeks before.
+    """
+    from connectors.fraud.labelled import LabelledError, read
+    from models.handbook.evaluate import Kept, day_number, folds_of, kept_from, whole_days
+    from models.handbook.evaluate import evaluate as measure
+    from models.handbook.report import as_json, calibration_words, page, tables
+
+    try:
+        labelled = read(paths)
+        first, last = whole_days(labelled.occurred_at)
+        if until is not None:
+            last = min(last, day_number(until))
+        folds, table_fold = folds_of(first, last, weeks)
+        kept = Kept(kept_from([*folds, table_fold]))
+        _find_windows(labelled, kept, last)
+        totals = (len(labelled), int(labelled.is_fraud.sum()))
+        found = measure(labelled.name, kept.rows(), totals, folds, table_fold, _say)
+    except (LabelledError, ValueError) as error:
+        raise typer.BadParameter(str(error), param_hint="PATHS") from None
+    _print_tables(tables(found))
+    typer.echo(calibration_words(found))
+    if len(folds) < weeks:
+        typer.echo(f"the files reach back far enough for {len(folds)} of {weeks} weeks", err=True)
+    if report is not None:
+        report.mkdir(parents=True, exist_ok=True)
+        (report / "report.html").write_text(page(found))
+        (report / "report.json").write_text(as_json(found))
+        typer.echo(f"{report / 'report.html'} is written")
+
+
+def _find_windows(labelled: Any, kept: Any, last_day: int) -> None:
+    """Give `kept` the transactions up to the last day with the windows of their customers and terminals."""
+    import time
+
+    from streams.fraud.entities import EntityWindows
+
+    state = EntityWindows()
+    start, told = 0, time.monotonic()
+    for batch, is_fraud in labelled.batches():
+        end = start + len(is_fraud)
+        windows = state.insert(batch, is_fraud)
+        at_ms, customers, amount = (
+            column[start:end] for column in (labelled.occurred_at, labelled.customers, labelled.amount_minor)
+        )
+        kept.add(at_ms, customers, amount, is_fraud, windows)
+        start = end
+        if time.monotonic() > told + TOLD_S:
+            told = time.monotonic()
+            _say(f"windows of {start:,} of {len(labelled):,} transactions")
+        if at_ms[-1] >= (last_day + 1) * 86_400_000:
+            break
+
+
+def _say(what: str) -> None:
+    typer.echo(what, err=True)
+
+
+def _print_tables(found: Iterable[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]) -> None:
+    for title, headings, rows in found:
+        widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+        typer.echo(title)
+        for row in (headings, *rows):
+            cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
+            typer.echo("  " + "  ".join(cells))
+        typer.echo()
 
 
 @models.command()

@@ -1,0 +1,1 @@
+"""Models of fraud measured as the Fraud Detection Handbook measures them."""

@@ -1,0 +1,116 @@
+"""How good scores are: ranks, cards found a day, and whether a chance is what it says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+CARDS = 100
+"""As many cards a day as investigators look at."""
+BINS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Tested rows: day, customer, whether they were fraud, and what a model said (higher is riskier)."""
+
+    days: Ints
+    customers: Ints
+    is_fraud: Bools
+    scores: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """Area under the ROC curve, average precision, and the share of defrauded among the cards picked."""
+
+    auc_roc: float
+    average_precision: float
+    card_precision: float
+
+    @classmethod
+    def of(cls, scored: Scored) -> Metrics:
+        """Of rows among which there is at least one fraud and one that is none (else ValueError)."""
+        from sklearn.metrics import average_precision_score, roc_auc_score
+
+        if scored.is_fraud.all() or not scored.is_fraud.any():
+            raise ValueError("the tested rows are all of one kind; test on days with frauds and others")
+        return cls(
+            float(roc_auc_score(scored.is_fraud, scored.scores)),
+            float(average_precision_score(scored.is_fraud, scored.scores)),
+            float(np.mean(card_precisions(scored))),
+        )
+
+    def values(self) -> tuple[float, float, float]:
+        return self.auc_roc, self.average_precision, self.card_precision
+
+    @classmethod
+    def mean(cls, found: list[Metrics]) -> Metrics:
+        return cls(*(float(np.mean(column)) for column in zip(*(m.values() for m in found), strict=True)))
+
+
+def card_precisions(scored: Scored, cards: int = CARDS) -> list[float]:
+    """For each day, rising, the share of defrauded cards among the `cards` with the highest scores.
+
+    A card's score is its highest of the day. A card that was found defrauded is blocked from the next day on.
+    Cards of one score are picked by their number.
+    """
+    blocked = np.empty(0, dtype=np.int64)
+    precisions = []
+    for day in np.unique(scored.days):
+        rows = np.flatnonzero((scored.days == day) & ~np.isin(scored.customers, blocked))
+        names, card = np.unique(scored.customers[rows], return_inverse=True)
+        best = np.full(len(names), -np.inf)
+        np.maximum.at(best, card, scored.scores[rows])
+        defrauded = np.zeros(len(names), dtype=bool)
+        np.logical_or.at(defrauded, card, scored.is_fraud[rows])
+        picked = np.argsort(-best, kind="stable")[:cards]
+        found = names[picked[defrauded[picked]]]
+        precisions.append(len(found) / cards)
+        blocked = np.concatenate([blocked, found])
+    return precisions
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Rows of like chances: how many, their mean chance, and the share of frauds with its 95 % interval."""
+
+    rows: int
+    chance: float
+    share: float
+    low: float
+    high: float
+
+
+def reliability(chances: Floats, is_fraud: Bools, bins: int = BINS) -> list[Bin]:
+    """Rows by their chance in `bins` of equal numbers of expected frauds, the lowest chances first."""
+    order = np.argsort(chances, kind="stable")
+    expected = np.cumsum(chances[order])
+    number = np.minimum((expected / expected[-1] * bins).astype(np.int64), bins - 1)
+    found = []
+    for n in np.unique(number):
+        rows = order[number == n]
+        share = float(is_fraud[rows].mean())
+        low, high = _wilson(share, len(rows))
+        found.append(Bin(len(rows), float(chances[rows].mean()), share, low, high))
+    return found
+
+
+def expected_calibration_error(bins: list[Bin]) -> float:
+    """The mean distance of chance and share, by the rows of each bin."""
+    rows = sum(b.rows for b in bins)
+    return sum(b.rows * abs(b.chance - b.share) for b in bins) / rows
+
+
+def _wilson(share: float, rows: int) -> tuple[float, float]:
+    """Wilson's score interval of a share, 95 %."""
+    z = 1.959964
+    middle = (share + z * z / (2 * rows)) / (1 + z * z / rows)
+    half = z / (1 + z * z / rows) * float(np.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows)))
+    return max(0.0, middle - half), min(1.0, middle + half)

@@ -1,0 +1,81 @@
+"""`millrace models evaluate fraud` on simulated transactions, from the file to the page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner, Result
+
+from infra.cli import build
+from tests.models.handbook.simulated import simulated
+
+DAYS = 49
+
+
+def evaluate(*arguments: str) -> Result:
+    return CliRunner().invoke(build(), ["models", "evaluate", "fraud", *arguments])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the file is, and what was said of it."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    pq.write_table(simulated(DAYS), folder / "simulated.parquet")
+    result = evaluate(str(folder / "simulated.parquet"), "--weeks", "2", "--report", str(folder / "report"))
+    assert result.exit_code == 0, result.output
+    (folder / "said.txt").write_text(result.output)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def figures(folder: Path) -> Any:
+    return json.loads((folder / "report" / "report.json").read_text())
+
+
+def test_weeks_are_the_last_of_the_file(figures: Any) -> None:
+    """The simulation ends on day 48: its last two weeks are tested, and nothing is published of them."""
+    assert figures["weeks"]["tested_from"] == ["2023-02-06", "2023-02-13"]
+    assert all(
+        m["published"] is None and m["reproduced"] is None for m in figures["table"]["models"].values()
+    )
+
+
+def test_our_model_is_better_than_the_others_and_not_perfect(figures: Any) -> None:
+    """It finds more of the simulation's frauds than the handbook's models do, but cannot know all."""
+    mean = {name: m["mean"] for name, m in figures["weeks"]["models"].items()}
+    assert mean["perfect order"]["average_precision"] == 1.0
+    ours = mean["boosted trees, ours"]["average_precision"]
+    assert 0.98 > ours > mean["logistic regression"]["average_precision"]
+
+
+def test_chances_expect_about_as_many_frauds_as_there_are(figures: Any) -> None:
+    """A calibrated model's chances sum up to the frauds, and say more than the base rate."""
+    calibration = figures["calibration"]
+    assert 0.6 < calibration["expected_frauds"] / calibration["frauds"] < 1.6
+    assert calibration["brier"] < calibration["brier_of_the_base_rate"]
+    assert sum(b["rows"] for b in calibration["bins"]) > 1_000
+
+
+def test_the_page_shows_what_was_said(folder: Path, figures: Any) -> None:
+    """The page has every table's figures and three plots, and loads nothing from elsewhere."""
+    page = (folder / "report" / "report.html").read_text()
+    said = (folder / "said.txt").read_text()
+    for name, model in figures["weeks"]["models"].items():
+        words = f"{model['mean']['average_precision']:.3f}"
+        assert name in page and words in page and name in said and words in said
+    assert page.count("<svg") == 3 and "http" not in page and "src=" not in page
+    for svg in page.split("<figcaption>")[1:]:
+        drawing = svg[svg.index("<svg") : svg.index("</svg>") + 6]
+        assert len(list(ElementTree.fromstring(drawing).iter("path"))) > 8
+
+
+def test_a_file_too_short_is_refused(tmp_path: Path) -> None:
+    """Twenty days cannot teach, wait and test: the sentence says what would."""
+    pq.write_table(simulated(20, customers=20, terminals=20), tmp_path / "short.parquet")
+    refused = evaluate(str(tmp_path / "short.parquet"))
+    assert refused.exit_code == 2 and "span 20 days" in " ".join(refused.output.split())
