@@ -37,6 +37,15 @@ def store_artifact(object_store: Path, value: Any, card: dict[str, Any]) -> str:
     return sha256
 
 
+def store_form(object_store: Path, body: bytes) -> str:
+    """Store a model's ONNX form as `models/<sha256>.onnx`; returns the sha256 of its bytes."""
+    sha256 = hashlib.sha256(body).hexdigest()
+    path = _path(object_store, sha256).with_suffix(".onnx")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, body)
+    return sha256
+
+
 def load_artifact(object_store: Path, sha256: str) -> Any:
     """The value of the artifact `sha256`. Raises `ArtifactError`."""
     path = _path(object_store, sha256)

@@ -7,11 +7,13 @@ can tell at the time of a transaction.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from models.boosted import BoostedTrees, Calibration
 from models.trees import Floats, Ints
 
 Bools = npt.NDArray[np.bool_]
@@ -55,9 +57,9 @@ FEATURES = (
 
 `usual_*`: of the customer's transactions from 90 days to 14 days before. `of_*`: the amount as a multiple of
 it; -1 where nothing is usual yet. `*_share_*`: frauds among what is known.
-`terminal_frauds_before_21d`: known frauds of 30 days that are older than 21. `terminal_run_began`, `_ended`: in how many of the windows of
-`RUN_DAYS` the first known fraud of 30 days is not, and no known fraud is. `terminal_rate`: transactions of a
-day as a share of those of 30.
+`terminal_frauds_before_21d`: known frauds of 30 days that are older than 21.
+`terminal_run_began`, `_ended`: in how many of the windows of `RUN_DAYS` the first known fraud of 30 days is
+not, and no known fraud is. `terminal_rate`: transactions of a day as a share of those of 30.
 """
 
 
@@ -104,6 +106,31 @@ def features(occurred_at: Ints, amount_minor: Ints, windows: Mapping[str, Ints])
 def _share(windows: Mapping[str, Ints], whose: str, days: int) -> npt.NDArray[np.float64]:
     known = windows[f"{whose}_known_{days}d"]
     return windows[f"{whose}_frauds_{days}d"] / np.maximum(known, 1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EntityModel:
+    """A trained and calibrated model, ready to score. `features`: names of what it was taught, in order."""
+
+    features: tuple[str, ...]
+    trees: BoostedTrees
+    calibration: Calibration
+
+    @classmethod
+    def of(cls, artifact: Mapping[str, Any]) -> EntityModel:
+        """From an `artifact`. Raises ValueError where this code does not compute its features."""
+        names = tuple(artifact["features"])
+        if names != FEATURES:
+            raise ValueError("the model was trained on features of other code; train it again")
+        return cls(names, artifact["trees"], artifact["calibration"])
+
+    def artifact(self) -> dict[str, Any]:
+        """What is stored of it: whoever scores needs no scikit-learn."""
+        return {"features": self.features, "trees": self.trees, "calibration": self.calibration}
+
+    def chances(self, rows: Floats) -> npt.NDArray[np.float64]:
+        """The chance of fraud, 0.0 to 1.0, of each row of `features`, by that row alone."""
+        return self.calibration.of_margins(self.trees.margins(rows))
 
 
 TRAINED_DAYS = 60

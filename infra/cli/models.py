@@ -27,8 +27,9 @@ LEDGER_ROWS_MIN = 10_000
 SIMULATED_ROWS = 20_000
 SIMULATED_NOW_MS = 1_767_225_600_000  # 2026-01-01: the same simulated traffic gives the same model
 BATCH = 2_048
-TOLD_S = 5.0
-"""Between two lines of how far it is."""
+ENTITY_KIND = "entity-model"
+PARITY_ROWS = 10_000
+"""On so many of the rows that it was taught an ONNX form is compared with its model."""
 
 
 @train.command("fraud")
@@ -107,20 +108,21 @@ def evaluate_fraud(
     by week: each is trained on what was known before it, and calibrated on the weeks before.
     """
     from connectors.fraud.labelled import LabelledError, read
-    from models.handbook.evaluate import Kept, day_number, folds_of, kept_from, whole_days
+    from infra.cli._labelled_rows import rows_of
     from models.handbook.evaluate import evaluate as measure
+    from models.handbook.evaluate import folds_of, whole_days
     from models.handbook.report import as_json, calibration_words, page, tables
+    from models.handbook.weekly import kept_from
 
     try:
         labelled = read(paths)
         first, last = whole_days(labelled.occurred_at)
         if until is not None:
-            last = min(last, day_number(until))
+            last = min(last, (until - datetime(1970, 1, 1)).days)  # noqa: DTZ001 - days alone
         folds, table_fold = folds_of(first, last, weeks)
-        kept = Kept(kept_from([*folds, table_fold]))
-        _find_windows(labelled, kept, last)
+        rows = rows_of(labelled, kept_from([*folds, table_fold]), last, _say)
         totals = (len(labelled), int(labelled.is_fraud.sum()))
-        found = measure(labelled.name, kept.rows(), totals, folds, table_fold, _say)
+        found = measure(labelled.name, rows, totals, folds, table_fold, _say)
     except (LabelledError, ValueError) as error:
         raise typer.BadParameter(str(error), param_hint="PATHS") from None
     _print_tables(tables(found))
@@ -132,29 +134,6 @@ def evaluate_fraud(
         (report / "report.html").write_text(page(found))
         (report / "report.json").write_text(as_json(found))
         typer.echo(f"{report / 'report.html'} is written")
-
-
-def _find_windows(labelled: Any, kept: Any, last_day: int) -> None:
-    """Give `kept` the transactions up to the last day with the windows of their customers and terminals."""
-    import time
-
-    from streams.fraud.entities import EntityWindows
-
-    state = EntityWindows()
-    start, told = 0, time.monotonic()
-    for batch, is_fraud in labelled.batches():
-        end = start + len(is_fraud)
-        windows = state.insert(batch, is_fraud)
-        at_ms, customers, amount = (
-            column[start:end] for column in (labelled.occurred_at, labelled.customers, labelled.amount_minor)
-        )
-        kept.add(at_ms, customers, amount, is_fraud, windows)
-        start = end
-        if time.monotonic() > told + TOLD_S:
-            told = time.monotonic()
-            _say(f"windows of {start:,} of {len(labelled):,} transactions")
-        if at_ms[-1] >= (last_day + 1) * 86_400_000:
-            break
 
 
 def _say(what: str) -> None:
@@ -169,6 +148,89 @@ def _print_tables(found: Iterable[tuple[str, tuple[str, ...], list[tuple[str, ..
             cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
             typer.echo("  " + "  ".join(cells))
         typer.echo()
+
+
+@train.command("fraud-entities")
+@audited("models.train")
+def train_fraud_entities(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(exists=True, dir_okay=False, help="Parquet or CSV files in the handbook's format."),
+    ],
+) -> None:
+    """Train the model that knows customers and terminals, and register it with its ONNX form.
+
+    It learns from what is known when the files end; its card says what it would have reached in their last
+    week. It decides nothing: no processor keeps the windows of terminals yet.
+    """
+    from connectors.fraud.labelled import LabelledError, read
+    from infra import versions
+    from infra.cli._labelled_rows import rows_of
+    from infra.postgres import connect
+    from models.artifacts import store_artifact, store_form
+    from models.entities import TRAINED_DAYS
+    from models.handbook.evaluate import whole_days
+    from models.handbook.metrics import Metrics
+    from models.handbook.protocol import TEST_DAYS, Fold, day_name
+    from models.handbook.weekly import Weekly, kept_from
+    from models.onnx_form import check_parity, onnx_form
+
+    settings = Settings.load()
+    try:
+        labelled = read(paths)
+        _, last = whole_days(labelled.occurred_at)
+        next_week, last_week = Fold(last + 1), Fold(last + 1 - TEST_DAYS)
+        rows = rows_of(labelled, kept_from([last_week]), last, _say)
+        weekly = Weekly(rows, _say)
+        model = weekly.model(next_week)
+        reached = Metrics.of(weekly.chances(last_week))
+    except (LabelledError, ValueError) as error:
+        raise typer.BadParameter(str(error), param_hint="PATHS") from None
+    form = onnx_form(model.trees, model.calibration, model.features)
+    distance = check_parity(form, model.trees, model.calibration, rows.ours[-PARITY_ROWS:])
+    card = {
+        "domain": "fraud",
+        "kind": "boosted trees, calibrated",
+        "features": list(model.features),
+        "learned_from": labelled.name,
+        "trained_from": day_name(max(int(rows.days[0]), next_week.trained_until - TRAINED_DAYS)),
+        "trained_until": day_name(next_week.trained_until),
+        "tested_from": day_name(last_week.tested_from),
+        "auc_roc": round(reached.auc_roc, 4),
+        "average_precision": round(reached.average_precision, 4),
+        "card_precision_100": round(reached.card_precision, 4),
+        "onnx_sha256": store_form(settings.object_store, form),
+        "onnx_distance": distance,
+    }
+    sha256 = store_artifact(settings.object_store, model.artifact(), card)
+    with connect(settings.database_url, "millrace-models") as connection:
+        version = versions.publish(connection, "fraud", ENTITY_KIND, {"sha256": sha256, **card})
+    typer.echo(
+        f"fraud {ENTITY_KIND} {version} is registered: {sha256[:12]}, average precision"
+        f" {reached.average_precision:.3f} and CP@100 {reached.card_precision:.3f} in the week from"
+        f" {card['tested_from']}; its ONNX form differs by at most {distance:.1g}"
+    )
+
+
+@models.command("list")
+def list_() -> None:
+    """Every registered model of fraud, the newest first."""
+    from infra.postgres import connect
+
+    with connect(Settings.load().database_url, "millrace-models") as connection:
+        found = connection.execute(
+            "SELECT kind, version, created_at, author, body FROM versions"
+            " WHERE pipeline = 'fraud' AND kind = ANY(%s) ORDER BY kind, version DESC",
+            (["model", ENTITY_KIND],),
+        ).fetchall()
+    for kind, version, created_at, author, body in found:
+        reached = (
+            f", average precision {body['average_precision']:.3f}" if "average_precision" in body else ""
+        )
+        typer.echo(
+            f"{kind} {version}  {created_at:%Y-%m-%dT%H:%M:%SZ}  {author}  {body['sha256'][:12]}"
+            f"  {body['kind']}, learned from {body['learned_from']}{reached}"
+        )
 
 
 @models.command()

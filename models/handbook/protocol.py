@@ -71,3 +71,8 @@ def prequential(first_day: int, last_day: int, folds: int, trained_days: int = W
             f" one of test need {needed}; give a file that reaches further back"
         )
     return [Fold(last - TEST_DAYS * n, trained_days) for n in reversed(range(fit))]
+
+
+def day_name(day: int) -> str:
+    """A day since 1970-01-01 as people write it."""
+    return str(np.datetime64(day, "D"))

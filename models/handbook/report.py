@@ -16,10 +16,9 @@ from models.handbook.evaluate import (
     Evaluation,
     Series,
     cards_by_day,
-    day_name,
 )
 from models.handbook.metrics import CARDS, Metrics
-from models.handbook.protocol import DELAY_DAYS
+from models.handbook.protocol import DELAY_DAYS, day_name
 
 POINTS = 300
 """Of a curve of precision over recall that are drawn."""

@@ -16,13 +16,15 @@ START = np.datetime64("2023-01-02", "ms")
 DAY_MS = 86_400_000
 AMOUNT_MAX = 220.0
 TERMINAL_DAYS, CUSTOMER_DAYS = 28, 14
-RADIUS = 10.0
+RADIUS = 8.0
 
 
-def simulated(
-    days: int, customers: int = 300, terminals: int = 400, seed: int = 1, compromised: int = 1
-) -> pa.Table:
-    """Labelled transactions in the order of time; each day so many more of either are compromised."""
+TERMINALS_A_DAY, CUSTOMERS_A_DAY = 0.25, 0.4
+"""That are compromised, on average."""
+
+
+def simulated(days: int, customers: int = 600, terminals: int = 800, seed: int = 1) -> pa.Table:
+    """Labelled transactions in the order of time, two a customer and day."""
     random = np.random.default_rng(seed)
     homes, places = random.uniform(0, 100, (customers, 2)), random.uniform(0, 100, (terminals, 2))
     mean, rate = random.uniform(5, 100, customers), random.uniform(0, 4, customers)
@@ -44,10 +46,10 @@ def simulated(
     paid_of = np.array(amount)[order]
     scenario = np.where(paid_of > AMOUNT_MAX, 1, 0)
     for day in range(days):
-        for place in random.choice(terminals, compromised, replace=False):
+        for place in random.integers(terminals, size=random.poisson(TERMINALS_A_DAY)):
             during = (days_of >= day) & (days_of < day + TERMINAL_DAYS)
             scenario[during & (where == place)] = 2
-        for one in random.choice(customers, compromised, replace=False):
+        for one in random.integers(customers, size=random.poisson(CUSTOMERS_A_DAY)):
             during = (days_of >= day) & (days_of < day + CUSTOMER_DAYS)
             rows = np.flatnonzero(during & (who == one))
             stolen = random.choice(rows, len(rows) // 3, replace=False)
