@@ -111,7 +111,7 @@ def evaluate_fraud(
     from infra.cli._labelled_rows import rows_of
     from models.handbook.evaluate import evaluate as measure
     from models.handbook.evaluate import folds_of, whole_days
-    from models.handbook.report import as_json, calibration_words, page, tables
+    from models.handbook.report import as_json, calibration_words, drift_words, page, tables
     from models.handbook.weekly import kept_from
 
     try:
@@ -127,6 +127,7 @@ def evaluate_fraud(
         raise typer.BadParameter(str(error), param_hint="PATHS") from None
     _print_tables(tables(found))
     typer.echo(calibration_words(found))
+    typer.echo(drift_words(found))
     if len(folds) < weeks:
         typer.echo(f"the files reach back far enough for {len(folds)} of {weeks} weeks", err=True)
     if report is not None:

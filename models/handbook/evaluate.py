@@ -79,6 +79,8 @@ class Evaluation:
     folds: list[Fold]
     series: list[Series]
     calibrated: Calibrated
+    drift: dict[str, float]
+    """Of our features, in the last week against the days that it was trained on (`models.drift`)."""
 
     def ours(self) -> Series:
         return next(s for s in self.series if s.name == OURS)
@@ -131,7 +133,16 @@ def evaluate(
     found.append(_series(OURS, chances))
     perfect = [rows.scored(r, rows.is_fraud[r].astype(np.float64)) for r in map(ours.asked, folds)]
     found.append(_series(PERFECT, perfect))
-    return Evaluation(source, *totals, table_fold, lines, list(folds), found, _calibrated(_joined(chances)))
+    return Evaluation(
+        source,
+        *totals,
+        table_fold,
+        lines,
+        list(folds),
+        found,
+        _calibrated(_joined(chances)),
+        ours.drift(folds[-1]),
+    )
 
 
 def _series(name: str, scored: list[Scored]) -> Series:

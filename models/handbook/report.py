@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from models.drift import NOTABLE
 from models.handbook.drawing import Axis, Curve, plot, shares
 from models.handbook.evaluate import (
     OURS,
@@ -20,6 +21,8 @@ from models.handbook.evaluate import (
 from models.handbook.metrics import CARDS, Metrics
 from models.handbook.protocol import DELAY_DAYS, day_name
 
+DRIFTED = 6
+"""So many drifted features are named."""
 POINTS = 300
 """Of a curve of precision over recall that are drawn."""
 HEADINGS = ("AUC ROC", "average precision", f"CP@{CARDS}")
@@ -67,6 +70,7 @@ def as_json(found: Evaluation) -> str:
                 for b in found.calibrated.bins
             ],
         },
+        "drift": {name: round(index, 4) for name, index in found.drift.items()},
     }
     return json.dumps(body, indent=2) + "\n"
 
@@ -105,6 +109,18 @@ def tables(found: Evaluation) -> Iterator[tuple[str, tuple[str, ...], list[tuple
     )
 
 
+def drift_words(found: Evaluation) -> str:
+    """Which features have changed since training, in one sentence."""
+    changed = sorted((n for n in found.drift if found.drift[n] >= NOTABLE), key=lambda n: -found.drift[n])
+    said = ", ".join(f"{name} {found.drift[name]:.2f}" for name in changed[:DRIFTED])
+    more = f" and {len(changed) - DRIFTED} more" if len(changed) > DRIFTED else ""
+    return (
+        f"In the last week no feature has drifted: each index of population stability is below {NOTABLE}."
+        if not changed
+        else f"In the last week features have drifted (index of population stability): {said}{more}."
+    )
+
+
 def calibration_words(found: Evaluation) -> str:
     """What its chances are worth, in one sentence."""
     c = found.calibrated
@@ -128,7 +144,7 @@ def page(found: Evaluation) -> str:
         _reliability(found),
         _cards(found),
         "</div>",
-        f"<p>{escape(calibration_words(found))}</p>",
+        f"<p>{escape(calibration_words(found))}</p><p>{escape(drift_words(found))}</p>",
     ]
     title = f"Fraud models on {found.source}"
     return (
@@ -202,8 +218,8 @@ main { max-width: 62rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.05rem; margin-top: 2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto; }
 th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid var(--faint); }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); gap: 1.5rem; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; white-space: nowrap; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 1.5rem; }
 figure { margin: 0; } figcaption { font-weight: 600; } svg { width: 100%; height: auto; }
 svg text { font-size: 12px; fill: var(--ink); } .grid { stroke: var(--faint); }
 .line { fill: none; stroke-width: 2; }

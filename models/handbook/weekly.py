@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from models import entities
 from models.boosted import BoostedTrees, Calibration
+from models.drift import Reference
 from models.entities import EntityModel
 from models.handbook import table
 from models.handbook.metrics import Scored
@@ -112,6 +113,16 @@ class Weekly:
         """The fold's tested rows with the chances that the model gives them."""
         asked = self.asked(fold)
         return self._rows.scored(asked, self.model(fold).chances(self._rows.ours[asked]))
+
+    def drift(self, fold: Fold) -> dict[str, float]:
+        """Of each feature the population stability index of the tested days against those trained on."""
+        days = self._rows.days
+        taught = Fold(fold.tested_from, entities.TRAINED_DAYS).training_rows(days)
+        now = (days >= fold.tested_from) & (days < fold.tested_until)
+        return {
+            name: Reference.of(self._rows.ours[taught, n]).index(self._rows.ours[now, n])
+            for n, name in enumerate(entities.FEATURES)
+        }
 
     def _is_taught(self, week: Fold) -> bool:
         rows = week.training_rows(self._rows.days)

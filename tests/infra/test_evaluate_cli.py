@@ -12,6 +12,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from infra.cli import build
+from models.drift import NOTABLE
+from models.entities import FEATURES
 from tests.models.handbook.simulated import simulated
 
 DAYS = 49
@@ -59,6 +61,13 @@ def test_chances_expect_about_as_many_frauds_as_there_are(figures: Any) -> None:
     assert 0.6 < calibration["expected_frauds"] / calibration["frauds"] < 1.6
     assert calibration["brier"] < calibration["brier_of_the_base_rate"]
     assert sum(b["rows"] for b in calibration["bins"]) > 1_000
+
+
+def test_every_feature_is_watched_for_drift(folder: Path, figures: Any) -> None:
+    """A simulation that has just begun drifts in what counts long windows, and not in the hour of the day."""
+    drift = figures["drift"]
+    assert set(drift) == set(FEATURES) and drift["hour_of_day"] < NOTABLE < drift["customer_count_90d"]
+    assert "features have drifted" in (folder / "said.txt").read_text()
 
 
 def test_the_page_shows_what_was_said(folder: Path, figures: Any) -> None:
