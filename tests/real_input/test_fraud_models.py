@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> Any:
         build(), ["models", "evaluate", "fraud", str(HANDBOOK), "--report", str(report)]
     )
     assert done.exit_code == 0, done.output
-    print(f"{done.stdout}evaluated in {time.monotonic() - began:.0f} s")  # noqa: T201 - the figures are the point
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    cost = f"{used.ru_utime + used.ru_stime:.0f} s of processor time, {used.ru_maxrss >> 10} MB"
+    print(f"{done.stdout}evaluated in {time.monotonic() - began:.0f} s, {cost}")  # noqa: T201 - the point of it
     return json.loads((report / "report.json").read_text())
 
 
