@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -90,7 +90,8 @@ def folds_of(first_day: int, last_day: int, weeks: int) -> tuple[list[Fold], Fol
     """The weeks to test, and the table's fold: the published one where the days reach it, else the first."""
     folds = prequential(first_day, last_day, weeks)
     published = Fold(PUBLISHED_TEST_FROM)
-    covered = first_day <= published.trained_from and published.tested_until <= last_day + 1
+    history = published.trained_from - table.HISTORY_DAYS
+    covered = first_day <= history and published.tested_until <= last_day + 1
     return folds, published if covered else folds[0]
 
 
@@ -150,7 +151,7 @@ def _series(name: str, scored: list[Scored]) -> Series:
 
 
 def _joined(scored: list[Scored]) -> Scored:
-    return Scored(*(np.concatenate([getattr(s, name) for s in scored]) for name in Scored.__slots__))
+    return Scored(*(np.concatenate([getattr(s, f.name) for s in scored]) for f in fields(Scored)))
 
 
 def _calibrated(scored: Scored) -> Calibrated:
@@ -172,7 +173,7 @@ def cards_by_day(series: Series, folds: Sequence[Fold]) -> list[tuple[int, float
     found = []
     for fold in folds:
         rows = (days >= fold.tested_from) & (days < fold.tested_until)
-        part = Scored(*(getattr(series.scored, name)[rows] for name in Scored.__slots__))
+        part = Scored(*(getattr(series.scored, f.name)[rows] for f in fields(Scored)))
         found += list(zip(np.unique(part.days).tolist(), card_precisions(part), strict=True))
     return found
 

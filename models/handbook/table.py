@@ -24,6 +24,8 @@ EPOCH_WEEKDAY = 3  # 1970-01-01 was a Thursday; Monday is 0
 NIGHT_UNTIL = 6
 """Night is from midnight to the end of this hour."""
 DAYS = (1, 7, 30)
+HISTORY_DAYS = max(DAYS) + 7
+"""So far its windows reach back, those behind the delay."""
 TOLERANCE = 0.01
 
 FEATURES = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,7 @@ class Rows:
     ours: npt.NDArray[np.float32]
 
     def scored(self, rows: Ints, scores: Floats) -> Scored:
+        """Some of the rows with what a model says of each."""
         return Scored(self.days[rows], self.customers[rows], self.is_fraud[rows], scores)
 
 
@@ -47,13 +48,13 @@ def kept_from(folds: Sequence[Fold]) -> int:
         min(f.tested_from for f in folds)
         - DELAY_DAYS
         - TEST_DAYS * (1 + CALIBRATION_WEEKS)
-        - (entities.TRAINED_DAYS)
+        - entities.TRAINED_DAYS
     )
 
 
 @dataclass(slots=True)
 class Kept:
-    """Rows as they come by the batch; only those from `from_day` on are kept."""
+    """Rows as they come by the batch, in the order of time; only those from `from_day` on are kept."""
 
     from_day: int
     parts: list[Rows] = field(default_factory=list)
@@ -61,6 +62,7 @@ class Kept:
     def add(
         self, at_ms: Ints, customers: Ints, amount: Ints, is_fraud: Bools, windows: Mapping[str, Ints]
     ) -> None:
+        """Make the features of a batch: event time (ms), customer, amount (minor units), label and windows."""
         days = at_ms // DAY_MS
         start = int(np.searchsorted(days, self.from_day))
         if start == len(days):
@@ -77,7 +79,8 @@ class Kept:
         )
 
     def rows(self) -> Rows:
-        columns = [np.concatenate([getattr(p, name) for p in self.parts]) for name in Rows.__slots__]
+        """All that was kept. Raises ValueError where that is nothing."""
+        columns = [np.concatenate([getattr(p, f.name) for p in self.parts]) for f in fields(Rows)]
         return Rows(*columns)
 
 
