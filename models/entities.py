@@ -133,6 +133,7 @@ class EntityModel:
         return self.calibration.of_margins(self.trees.margins(rows))
 
 
+TREES = 400
 TRAINED_DAYS = 60
 GENUINE_ROWS_MAX = 150_000
 """Of more rows that are no fraud every n-th is taught, with n times the weight; all frauds are."""
@@ -159,7 +160,7 @@ def train(rows: Floats, is_fraud: Bools, random_state: int = 0) -> Any:
     weights = np.where(is_fraud[taught], 1.0, thin)
     model = HistGradientBoostingClassifier(
         learning_rate=0.03,
-        max_iter=400,
+        max_iter=TREES,
         max_leaf_nodes=8,
         min_samples_leaf=50,
         l2_regularization=1.0,

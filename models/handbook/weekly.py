@@ -62,7 +62,7 @@ class Kept:
     def add(
         self, at_ms: Ints, customers: Ints, amount: Ints, is_fraud: Bools, windows: Mapping[str, Ints]
     ) -> None:
-        """Make the features of a batch: event time (ms), customer, amount (minor units), label and windows."""
+        """Make the features of a batch: event time (ms), customer, amount (minor units), label, windows."""
         days = at_ms // DAY_MS
         start = int(np.searchsorted(days, self.from_day))
         if start == len(days):
