@@ -31,7 +31,7 @@ def model_of(path: Path, table: pa.Table) -> tuple[EntityModel, Weekly]:
 def test_labels_that_are_not_known_yet_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the labels of the last seven days and of the future turned round, a model is the same bit by bit."""
+    """With labels of the last seven days and the future turned round, a model is the same bit by bit."""
     monkeypatch.setattr("models.entities.TREES", 20)
     monkeypatch.setattr("models.entities.FRAUDS_MIN", 20)
     table = simulated(DAYS)
