@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from models.too_little import TooLittleError
 from models.trees import Floats, Ints, Trees, not_above
 
 UNIT = 1 << 20
@@ -104,12 +105,14 @@ class Calibration:
     def of(cls, margins: Ints, is_fraud: npt.NDArray[np.bool_]) -> Calibration:
         """The likeliest one, of rows that the trees were not taught.
 
-        Raises ValueError where they are all of one kind.
+        Raises TooLittleError where they are all of one kind, or speak against the margins.
         """
         from sklearn.linear_model import LogisticRegression
 
         if is_fraud.all() or not is_fraud.any():
-            raise ValueError("the rows to calibrate on are all of one kind; give some with frauds and others")
+            raise TooLittleError(
+                "the rows to calibrate on are all of one kind; give some with frauds and others"
+            )
         column = (margins / UNIT).reshape(-1, 1)
         # Nearly without a penalty: two numbers of thousands of rows need none.
         line = LogisticRegression(C=1e6, max_iter=1_000).fit(column, is_fraud)
@@ -119,7 +122,7 @@ class Calibration:
     def line(cls, slope: float, offset: float) -> Calibration:
         """Of slope and offset; a slope that is not above 0 would turn the order round and is refused."""
         if slope <= 0:
-            raise ValueError(
+            raise TooLittleError(
                 f"higher margins would mean lower chances (slope {slope:.3g}); calibrate on more rows"
             )
         steps = np.arange(-LOG_ODDS_MAX * STEPS, LOG_ODDS_MAX * STEPS + 1) / STEPS

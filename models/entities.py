@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.boosted import BoostedTrees, Calibration
+from models.too_little import TooLittleError
 from models.trees import Floats, Ints
 
 Bools = npt.NDArray[np.bool_]
@@ -144,14 +145,14 @@ FRAUDS_MIN = 50
 def train(rows: Floats, is_fraud: Bools, random_state: int = 0) -> Any:
     """A `HistGradientBoostingClassifier` taught on rows of `features`. Takes one thread.
 
-    Raises ValueError for fewer than `FRAUDS_MIN` frauds, or as few others.
+    Raises TooLittleError for fewer than `FRAUDS_MIN` frauds, or as few others.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
     from threadpoolctl import threadpool_limits
 
     genuine = int((~is_fraud).sum())
     if min(genuine, int(is_fraud.sum())) < FRAUDS_MIN:
-        raise ValueError(
+        raise TooLittleError(
             f"there are {is_fraud.sum()} frauds and {genuine} others to learn from; give {FRAUDS_MIN} of each"
         )
     thin = -(-genuine // GENUINE_ROWS_MAX)

@@ -113,6 +113,7 @@ def evaluate_fraud(
     from models.handbook.evaluate import folds_of, whole_days
     from models.handbook.report import as_json, calibration_words, drift_words, page, tables
     from models.handbook.weekly import kept_from
+    from models.too_little import TooLittleError
 
     try:
         labelled = read(paths)
@@ -123,7 +124,7 @@ def evaluate_fraud(
         rows = rows_of(labelled, kept_from([*folds, table_fold]), last, _say)
         totals = (len(labelled), int(labelled.is_fraud.sum()))
         found = measure(labelled.name, rows, totals, folds, table_fold, _say)
-    except (LabelledError, ValueError) as error:
+    except (LabelledError, TooLittleError) as error:
         raise typer.BadParameter(str(error), param_hint="PATHS") from None
     _print_tables(tables(found))
     typer.echo(calibration_words(found))
@@ -175,6 +176,7 @@ def train_fraud_entities(
     from models.handbook.protocol import TEST_DAYS, Fold, day_name
     from models.handbook.weekly import Weekly, kept_from
     from models.onnx_form import check_parity, onnx_form
+    from models.too_little import TooLittleError
 
     settings = Settings.load()
     try:
@@ -185,7 +187,7 @@ def train_fraud_entities(
         weekly = Weekly(rows, _say)
         model = weekly.model(next_week)
         reached = Metrics.of(weekly.chances(last_week))
-    except (LabelledError, ValueError) as error:
+    except (LabelledError, TooLittleError) as error:
         raise typer.BadParameter(str(error), param_hint="PATHS") from None
     form = onnx_form(model.trees, model.calibration, model.features)
     distance = check_parity(form, model.trees, model.calibration, rows.ours[-PARITY_ROWS:])
@@ -216,22 +218,27 @@ def train_fraud_entities(
 @models.command("list")
 def list_() -> None:
     """Every registered model of fraud, the newest first."""
+    from psycopg.rows import dict_row
+
     from infra.postgres import connect
 
-    with connect(Settings.load().database_url, "millrace-models") as connection:
-        found = connection.execute(
+    with (
+        connect(Settings.load().database_url, "millrace-models") as connection,
+        connection.cursor(row_factory=dict_row) as cursor,
+    ):
+        cursor.execute(
             "SELECT kind, version, created_at, author, body FROM versions"
             " WHERE pipeline = 'fraud' AND kind = ANY(%s) ORDER BY kind, version DESC",
             (["model", ENTITY_KIND],),
-        ).fetchall()
-    for kind, version, created_at, author, body in found:
-        reached = (
-            f", average precision {body['average_precision']:.3f}" if "average_precision" in body else ""
         )
-        typer.echo(
-            f"{kind} {version}  {created_at:%Y-%m-%dT%H:%M:%SZ}  {author}  {body['sha256'][:12]}"
-            f"  {body['kind']}, learned from {body['learned_from']}{reached}"
-        )
+        for row in cursor:
+            body = row["body"]
+            precision = body.get("average_precision")
+            reached = "" if precision is None else f", average precision {precision:.3f}"
+            typer.echo(
+                f"{row['kind']} {row['version']}  {row['created_at']:%Y-%m-%dT%H:%M:%SZ}  {row['author']}"
+                f"  {body['sha256'][:12]}  {body['kind']}, learned from {body['learned_from']}{reached}"
+            )
 
 
 @models.command()

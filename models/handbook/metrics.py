@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from models.too_little import TooLittleError
+
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -37,11 +39,11 @@ class Metrics:
 
     @classmethod
     def of(cls, scored: Scored) -> Metrics:
-        """Of rows among which there is at least one fraud and one that is none (else ValueError)."""
+        """Of rows among which there is at least one fraud and one that is none (else TooLittleError)."""
         from sklearn.metrics import average_precision_score, roc_auc_score
 
         if scored.is_fraud.all() or not scored.is_fraud.any():
-            raise ValueError("the tested rows are all of one kind; test on days with frauds and others")
+            raise TooLittleError("the tested rows are all of one kind; test on days with frauds and others")
         return cls(
             float(roc_auc_score(scored.is_fraud, scored.scores)),
             float(average_precision_score(scored.is_fraud, scored.scores)),

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from models.too_little import TooLittleError
+
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
@@ -59,14 +61,14 @@ class Fold:
 def prequential(first_day: int, last_day: int, folds: int, trained_days: int = WEEK) -> list[Fold]:
     """The last `folds` weeks up to `last_day` as tests, the earliest first; fewer where not as many fit.
 
-    `first_day` and `last_day` are the first and last whole days that are known. Raises ValueError where not
+    `first_day` and `last_day` are the first and last whole days that are known. Raises TooLittleError where not
     even one week can be tested.
     """
     needed = WEEK + DELAY_DAYS + TEST_DAYS
     last = last_day + 1 - TEST_DAYS
     fit = min(folds, (last - first_day - WEEK - DELAY_DAYS) // TEST_DAYS + 1)
     if fit < 1:
-        raise ValueError(
+        raise TooLittleError(
             f"the transactions span {last_day + 1 - first_day} days, and a week of training, one of delay and"
             f" one of test need {needed}; give a file that reaches further back"
         )
