@@ -105,7 +105,8 @@ def evaluate(
 ) -> Evaluation:
     """Train and test what there is to compare; `totals` are the source's rows and frauds.
 
-    `progress` is told what is done next. Raises TooLittleError where a fold has too few frauds to say anything.
+    `progress` is told what is done next. Raises TooLittleError where a fold has too few
+    frauds to say anything.
     """
     ours = Weekly(rows, progress)
     published = table_fold.tested_from == PUBLISHED_TEST_FROM

@@ -61,8 +61,8 @@ class Fold:
 def prequential(first_day: int, last_day: int, folds: int, trained_days: int = WEEK) -> list[Fold]:
     """The last `folds` weeks up to `last_day` as tests, the earliest first; fewer where not as many fit.
 
-    `first_day` and `last_day` are the first and last whole days that are known. Raises TooLittleError where not
-    even one week can be tested.
+    `first_day` and `last_day` are the first and last whole days that are known. Raises TooLittleError where
+    not even one week can be tested.
     """
     needed = WEEK + DELAY_DAYS + TEST_DAYS
     last = last_day + 1 - TEST_DAYS

@@ -100,7 +100,8 @@ class Weekly:
         """The model as it would have been put to work on the fold's first tested day.
 
         It is calibrated on the weeks before that are known by then, with the trees of their own time; where
-        the rows do not reach back far enough, by nothing. Raises TooLittleError for too few frauds to learn from.
+        the rows do not reach back far enough, by nothing. Raises TooLittleError
+        for too few frauds to learn from.
         """
         weeks = [Fold(fold.tested_from - TEST_DAYS * (2 + n)) for n in range(CALIBRATION_WEEKS)]
         known = [week for week in weeks if self._is_taught(week)]
