@@ -28,7 +28,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the file is, and what was said of it."""
     folder = tmp_path_factory.mktemp("evaluate")
     pq.write_table(simulated(DAYS), folder / "simulated.parquet")
-    result = evaluate(str(folder / "simulated.parquet"), "--weeks", "2", "--report", str(folder / "report"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("models.entities.TREES", 100)
+        arguments = (str(folder / "simulated.parquet"), "--weeks", "2", "--report", str(folder / "report"))
+        result = evaluate(*arguments)
     assert result.exit_code == 0, result.output
     (folder / "said.txt").write_text(result.output)
     return folder

@@ -72,6 +72,7 @@ def test_a_model_of_entities_is_registered(
 ) -> None:
     """It comes back from the registry with its card, its ONNX form says the same, and it decides nothing."""
     monkeypatch.setenv("MILLRACE_OBJECT_STORE", str(tmp_path))
+    monkeypatch.setattr("models.entities.TREES", 60)
     pq.write_table(simulated(42), tmp_path / "simulated.parquet")
     with connect(database.database_url) as connection:
         before = versions.latest(connection, "fraud", ["model", "entity-model"])
