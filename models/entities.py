@@ -90,8 +90,8 @@ def features(occurred_at: Ints, amount_minor: Ints, windows: Mapping[str, Ints])
         "of_max_90d": amount_minor / np.maximum(windows["customer_max_90d"], 1),
         "customer_share_30d": _share(windows, "customer", 30),
         "terminal_frauds_before_21d": frauds[30] - frauds[21],
-        "terminal_run_began": sum((frauds[n] < frauds[30]).astype(np.int64) for n in RUN_DAYS),
-        "terminal_run_ended": sum((frauds[n] == 0).astype(np.int64) for n in RUN_DAYS),
+        "terminal_run_began": np.sum([frauds[n] < frauds[30] for n in RUN_DAYS], axis=0),
+        "terminal_run_ended": np.sum([frauds[n] == 0 for n in RUN_DAYS], axis=0),
         "terminal_rate": windows["terminal_count_1d"] / windows["terminal_count_30d"],
     }
     for n in RECENT_DAYS:
