@@ -50,12 +50,12 @@ def test_weeks_are_the_last_of_the_file(figures: Any) -> None:
     )
 
 
-def test_our_model_is_better_than_the_others_and_not_perfect(figures: Any) -> None:
-    """It finds more of the simulation's frauds than the handbook's models do, but cannot know all."""
-    mean = {name: m["mean"] for name, m in figures["weeks"]["models"].items()}
-    assert mean["perfect order"]["average_precision"] == 1.0
-    ours = mean["boosted trees, ours"]["average_precision"]
-    assert 0.98 > ours > mean["logistic regression"]["average_precision"]
+def test_models_learn_from_little_and_cannot_know_all(figures: Any) -> None:
+    """A few hundred frauds teach each model to rank frauds far above the base rate, and none to be perfect."""
+    mean = {name: m["mean"]["average_precision"] for name, m in figures["weeks"]["models"].items()}
+    assert mean.pop("perfect order") == 1.0 and len(mean) == 3
+    base_rate = figures["frauds"] / figures["rows"]
+    assert all(10 * base_rate < precision < 0.98 for precision in mean.values()), mean
 
 
 def test_chances_expect_about_as_many_frauds_as_there_are(figures: Any) -> None:

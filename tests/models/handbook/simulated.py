@@ -19,7 +19,7 @@ TERMINAL_DAYS, CUSTOMER_DAYS = 28, 14
 RADIUS = 8.0
 
 
-TERMINALS_A_DAY, CUSTOMERS_A_DAY = 0.25, 0.4
+TERMINALS_A_DAY, CUSTOMERS_A_DAY = 0.6, 1.0
 """That are compromised, on average."""
 
 

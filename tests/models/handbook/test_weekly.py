@@ -51,7 +51,7 @@ def test_labels_that_are_not_known_yet_change_nothing(
     assert model.calibration.slope != 1.0, "there were weeks to calibrate on"
     # What was known does matter.
     before = label.copy()
-    before[days == TESTED_FROM - 8] ^= 1
+    before[np.flatnonzero(days == TESTED_FROM - 8)[::40]] ^= 1
     changed = table.set_column(table.column_names.index("is_fraud"), "is_fraud", pa.array(before))
     later, _ = model_of(tmp_path / "c.parquet", changed)
     assert not np.array_equal(later.trees.margin, model.trees.margin)
