@@ -51,7 +51,7 @@ def test_weeks_are_the_last_of_the_file(figures: Any) -> None:
 
 
 def test_models_learn_from_little_and_cannot_know_all(figures: Any) -> None:
-    """A few hundred frauds teach each model to rank frauds far above the base rate, and none to be perfect."""
+    """A few hundred frauds teach each model to rank frauds far above others, and none to be perfect."""
     mean = {name: m["mean"]["average_precision"] for name, m in figures["weeks"]["models"].items()}
     assert mean.pop("perfect order") == 1.0 and len(mean) == 3
     base_rate = figures["frauds"] / figures["rows"]

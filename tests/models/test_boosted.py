@@ -56,7 +56,7 @@ def test_training_repeats() -> None:
 
 
 def test_what_is_thinned_out_keeps_its_weight(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model taught on every fourth genuine row expects about as many frauds as there are, not four times."""
+    """A model taught on every fourth genuine row expects about as many frauds as there are, not more."""
     monkeypatch.setattr("models.entities.GENUINE_ROWS_MAX", 1_500)
     rows, labels = rows_and_labels(4)
     margins = BoostedTrees.of(train(rows, labels)).margins(rows)
