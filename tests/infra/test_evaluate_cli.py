@@ -60,7 +60,7 @@ def test_models_learn_from_little_and_cannot_know_all(figures: Any) -> None:
 
 
 def test_chances_say_more_than_the_base_rate(figures: Any) -> None:
-    """Even where fraud has just begun, and calibration lags, chances tell more than how much of it there is."""
+    """Even where fraud has just begun, and calibration lags, chances tell more than its base rate."""
     calibration = figures["calibration"]
     assert 1 / 3 < calibration["expected_frauds"] / calibration["frauds"] < 3
     assert calibration["brier"] < calibration["brier_of_the_base_rate"]
