@@ -63,7 +63,7 @@ class Kept:
 class EntityWindows:
     """The histories of customers and terminals, fed in the order of the log.
 
-    Memory: 90 days of transactions and labels, about 400 bytes for each of them (measured).
+    Memory: the transactions of 90 days, below 1 KB for each in the five of them (measured at 9,600 a day).
     """
 
     def __init__(self, delay_ms: int = DELAY_MS) -> None:
