@@ -61,7 +61,7 @@ def prove(connection: Connection, table: Table, heads: Heads, partition: int, se
         raise LookupError(f"{table.name} has no row {sequence} of partition {partition}")
     if finding is None and head is not None and head.sequence == last:
         finding = _against(head, before, walked, last - sequence + 1)
-    return Proof(chain, sequence, own.hash.hex(), head, walked, _is_erased(own), finding)
+    return Proof(chain, sequence, own.hash.hex(), head, walked, own.key is None, finding)
 
 
 def _against(head: Head, reached: bytes, walked: int, wanted: int) -> str | None:
@@ -70,7 +70,3 @@ def _against(head: Head, reached: bytes, walked: int, wanted: int) -> str | None
     if reached.hex() != head.hash:
         return f"the rows up to {head.sequence} were rewritten after their head was signed {head.at}"
     return None
-
-
-def _is_erased(row: Row) -> bool:
-    return row.key is None

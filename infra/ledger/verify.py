@@ -170,7 +170,7 @@ def verify(connection: Connection, heads: Heads, table: Table) -> Account:
         erased: dict[str, list[bytes]] = {}
         seen: set[str] = set()
         found: list[tuple[int, Finding]] = []
-        for partition, rows in groupby(_rows(connection, table), key=lambda row: row.partition):
+        for partition, rows in groupby(rows_of(connection, table), key=lambda row: row.partition):
             begins = chains.get(partition)
             chain = chain_name(table.name, partition, begins or 0)
             seen.add(chain)

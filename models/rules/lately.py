@@ -1,5 +1,7 @@
-"""What rules have done lately: counted over the ledger's newest decisions, so that asking costs the same however
-long the ledger is."""
+"""What rules have done lately: counted over the ledger's newest decisions.
+
+So asking costs the same however long the ledger is.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ class Lately:
 
 @dataclass(slots=True, frozen=True)
 class Change:
-    """Transactions on which a rule held without effect: what was decided, and what it would have been were all
+    """Transactions on which a rule held without effect: what was decided, and what would have been were all
     rules on trial active."""
 
     decision: str
@@ -82,6 +84,6 @@ def lately(connection: Connection, most: int = NEWEST) -> Lately:
 
 
 def changes(connection: Connection, key: str, most: int = NEWEST) -> list[Change]:
-    """What a rule on trial (`id@version`) would have changed in the newest decisions, the most frequent first."""
+    """What a rule on trial (`id@version`) would have changed in the newest decisions."""
     rows = connection.execute(_CHANGES.encode(), {"most": most, "key": key})
     return [Change(str(d), str(w), int(str(n))) for d, w, n in rows]
