@@ -44,11 +44,9 @@ def by_day(counts: Mapping[str, int], first: date, last: date) -> Bars:
     for n in range(days):
         day = begins + timedelta(days=n)
         count = counts.get(day.isoformat(), 0)
-        height = HEIGHT * count / top
-        x, width = n * step + step * GAP / 2, step * (1 - GAP)
-        found.append(
-            Bar(round(x, 1), round(HEIGHT - height, 1), round(width, 1), round(height, 1), day, count)
-        )
+        x, width, height = n * step + step * GAP / 2, step * (1 - GAP), HEIGHT * count / top
+        drawn = (round(v, 1) for v in (x, HEIGHT - height, width, height))
+        found.append(Bar(*drawn, day=day, count=count))
     return Bars(tuple(found), top)
 
 

@@ -10,6 +10,7 @@ from confluent_kafka import KafkaException
 
 from infra.checkpoints import Fenced, PositionRefused
 from infra.codec import RegistryUnavailable
+from infra.deliveries import EndpointError
 from infra.dlq.letters import DlqError
 from infra.dlq.redrive import RedriveInterrupted
 from infra.jobs import JobRuns
@@ -18,6 +19,7 @@ from infra.replay.places import RangeRefused
 from infra.replay.runs import RunRefused
 from infra.topic_log import LogUnreadable
 from infra.trace import TraceError
+from models.rules.problem import RuleError
 from schemas.avro import SchemaError
 from schemas.declare import DeclarationError
 from schemas.roles import Refusal
@@ -59,6 +61,8 @@ _REFUSALS = (
     PositionRefused,
     Fenced,
     Refusal,
+    RuleError,
+    EndpointError,
 )
 
 

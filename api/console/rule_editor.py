@@ -19,7 +19,8 @@ from models.rules.syntax import TEXT_MAX, normal
 
 router: APIRouter = site.router()
 
-EXAMPLE = "WHEN amount > 500 AND country != home_country AND count(card, 1h) >= 3\nTHEN review SCORE +0.3 REASON 'velocity abroad'"
+EXAMPLE = """WHEN amount > 500 AND country != home_country AND count(card, 1h) >= 3
+THEN review SCORE +0.3 REASON 'velocity abroad'"""
 Text = Annotated[str, Query(max_length=2 * TEXT_MAX)]
 
 

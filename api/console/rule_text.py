@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from models.rules.problem import Problem, RuleError
 
@@ -27,15 +28,13 @@ def pieces(text: str, problems: Sequence[Problem]) -> list[Piece]:
     """
     spans = [_span(text, problem) for problem in problems]
     cuts = sorted({0, len(text), *(at for span in spans for at in span)})
-    found = [
-        Piece(
-            text[start:end],
-            tuple(n for n, (s, e) in enumerate(spans, 1) if s <= start and end <= e and s < e),
-        )
-        for start, end in zip(cuts, cuts[1:], strict=False)
-    ]
+    found = [Piece(text[start:end], _about(spans, start, end)) for start, end in pairwise(cuts)]
     missing = tuple(n for n, (s, e) in enumerate(spans, 1) if s == e)
     return [*found, Piece("", missing)] if missing else found
+
+
+def _about(spans: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, ...]:
+    return tuple(n for n, (s, e) in enumerate(spans, 1) if s <= start and end <= e and s < e)
 
 
 def _span(text: str, problem: Problem) -> tuple[int, int]:

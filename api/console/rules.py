@@ -251,9 +251,10 @@ def _drawn(report: Mapping[str, Any]) -> bars.Bars:
 
 def standing(rule: Stored) -> str:
     """Where a rule stands, with a canary's share and with its cap."""
-    found = [f"{rule.share:.3g} of the cards"] if rule.share < 1 else []
+    found = [str(rule.stage)]
+    found += [f"{rule.share:.3g} of the cards"] if rule.share < 1 else []
     found += [f"declines at most {rule.cap:.3g}"] if rule.cap is not None else []
-    return f"{rule.stage}{f' ({', '.join(found)})' if found else ''}"
+    return ", ".join(found)
 
 
 def state(rule: Stored) -> str:

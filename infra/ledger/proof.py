@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from infra.audit.entry import GENESIS
 from infra.audit.heads import Head, Heads
 from infra.ledger.chain import chain_name
-from infra.ledger.verify import Row, rows_of
+from infra.ledger.verify import rows_of
 from infra.postgres import Connection
 from schemas.declare import Table
 
