@@ -158,12 +158,12 @@ async def show(
     tenant: Annotated[str, Query(max_length=128)],
     event_id: Annotated[str, Query(max_length=128)],
     at: datetime | None = None,
-    prove: Annotated[bool, Query()] = False,
+    proved: Annotated[bool, Query(alias="prove")] = False,
 ) -> Response:
     """One decision; `at` tells apart those of an id that was used twice, `prove` computes its chain anew."""
     console = site.console(request)
     request.state.object = f"{tenant}/{event_id}"
-    shown = await console.apart(_shown, console, {"tenant": tenant, "event_id": event_id, "at": at}, prove)
+    shown = await console.apart(_shown, console, {"tenant": tenant, "event_id": event_id, "at": at}, proved)
     request.state.rows = 1
     row = shown.row
     asked = [(name, row[name]) for name in CARD_TRANSACTIONS.fields if name in row]
