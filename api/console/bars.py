@@ -45,8 +45,8 @@ def by_day(counts: Mapping[str, int], first: date, last: date) -> Bars:
         day = begins + timedelta(days=n)
         count = counts.get(day.isoformat(), 0)
         x, width, height = n * step + step * GAP / 2, step * (1 - GAP), HEIGHT * count / top
-        drawn = (round(v, 1) for v in (x, HEIGHT - height, width, height))
-        found.append(Bar(*drawn, day=day, count=count))
+        left, top_y, wide, high = (round(v, 1) for v in (x, HEIGHT - height, width, height))
+        found.append(Bar(left, top_y, wide, high, day, count))
     return Bars(tuple(found), top)
 
 

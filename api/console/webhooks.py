@@ -63,7 +63,7 @@ async def show(
         active="webhooks",
         endpoint=endpoint,
         deliveries=found,
-        status=status,
+        only=status,
         statuses=STATUSES,
         said=queued or SAID.get(said),
         state=state,
