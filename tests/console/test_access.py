@@ -176,7 +176,7 @@ def test_the_navigation_shows_what_one_may(settings: Settings, http: httpx.Clien
 def test_whoever_is_signed_in_has_an_account(
     settings: Settings, http: httpx.Client, grants: list[str], tenant: str, objects: dict[str, list[str]]
 ) -> None:
-    """Whatever they may: they see who they are, and what is not there is told on a page. A program does not."""
+    """Whatever they may: they see who they are, and what is not there is told on a page. No program does."""
     with httpx.Client(base_url=http.base_url, trust_env=False) as browser:
         sign_in(browser, person(settings, "own-account", grants, tenant, objects))
         assert "own-account" in browser.get("/console/account").text
