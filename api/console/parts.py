@@ -93,4 +93,6 @@ def trouble_of(error: Exception) -> Trouble | None:
 
 def _sentence(error: Exception) -> str:
     text = str(error).strip()
-    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
+    # A sentence that begins with a rule's name keeps it as it is.
+    begins = text[:1] if "@" in text.partition(" ")[0] else text[:1].upper()
+    return f"{begins}{text[1:]}{'' if text.endswith('.') else '.'}"
