@@ -174,7 +174,12 @@ def test_the_navigation_shows_what_one_may(settings: Settings, http: httpx.Clien
      (["viewer:fraud"], "default", {"merchant": ["m-1"]})],
 )  # fmt: skip
 def test_whoever_is_signed_in_has_an_account(
-    settings: Settings, http: httpx.Client, grants: list[str], tenant: str, objects: dict[str, list[str]]
+    settings: Settings,
+    http: httpx.Client,
+    askers: dict[str, tuple[dict[str, str], frozenset[str]]],
+    grants: list[str],
+    tenant: str,
+    objects: dict[str, list[str]],
 ) -> None:
     """Whatever they may: they see who they are, and what is not there is told on a page. No program does."""
     with httpx.Client(base_url=http.base_url, trust_env=False) as browser:
@@ -187,8 +192,7 @@ def test_whoever_is_signed_in_has_an_account(
         assert browser.get("/console/rules").status_code == 403
     unknown = http.get("/console/no/such/page")
     assert unknown.status_code == 303 and "sign-in" in unknown.headers["location"]
-    key = key_of(settings, "own-program", "default", list(ALL))
-    assert http.get("/console/account", headers=key).status_code == 403
+    assert http.get("/console/account", headers=askers["all"][0]).status_code == 403
 
 
 @pytest.fixture

@@ -64,6 +64,7 @@ def is_seen(page: Page, card: str, *sentences: str) -> None:
         expect(page.locator("main")).to_contain_text(sentence)
 
 
+@pytest.mark.timeout(400)
 def test_a_rule_goes_from_text_to_active_and_back(console: Settings, codec: Codec, browser: Browser) -> None:
     """Each step is taken on the page by who may take it, and is seen in the decisions that follow it: shadow
     changes nothing, a canary decides on its cards, active on all, rolled back on none. A replay gives all
