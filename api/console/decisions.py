@@ -232,10 +232,11 @@ def _parts(connection: Connection, row: Mapping[str, Any]) -> list[Part]:
 
 
 def _set(connection: Connection, version: int) -> Sequence[Mapping[str, Any]]:
-    """The rules of a version of the set; none of one of before they had stages."""
-    if version == versions.NONE_PUBLISHED:
+    """The rules of a version of the set; none of one from before they had stages, or that is gone."""
+    try:
+        body = versions.body(connection, PIPELINE, KIND, version)
+    except LookupError:
         return []
-    body = versions.body(connection, PIPELINE, KIND, version)
     return body["rules"] if isinstance(body, dict) else []
 
 

@@ -41,6 +41,10 @@ def test_a_delivery_is_seen_and_sent_again(client: httpx.Client, outward: Outwar
         assert added.endpoint_id in words(client.get("/console/webhooks"))
         told = words(client.get(page))
         assert first in told and second in told and "the till" in told and "200," in told
+        asked = {"tenant": outward.tenant, "event_id": first}
+        decided = words(client.get("/console/decision", params=asked))
+        assert f"{added.endpoint_id} live delivered 1" in decided
+        assert "before the ledger was chained" in decided
         cursor = re.findall(r'name="first" value="(\d+)"', client.get(page).text)[-1]
         again = client.post(f"{page}/replay", data={"first": cursor, "last": cursor})
         assert again.headers["location"] == f"{page}?said=1"
