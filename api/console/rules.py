@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
@@ -240,10 +240,13 @@ def _job(id_: str, version: int) -> str:
 
 
 def _drawn(report: Mapping[str, Any]) -> bars.Bars:
-    first, last = (datetime.fromisoformat(report[name]).date() for name in ("since", "until"))
-    days: dict[str, int] = report["alerts_by_day"]
+    since, until = (datetime.fromisoformat(report[name]) for name in ("since", "until"))
     # The end is the first moment that is not part of it.
-    return bars.by_day(days, first, max(first, last, *map(date.fromisoformat, days)))
+    first, last = since.date(), (until - timedelta(microseconds=1)).date()
+    days: dict[str, int] = report["alerts_by_day"]
+    if days and (last - first).days >= bars.DAYS_MOST:
+        last = max(map(date.fromisoformat, days))
+    return bars.by_day(days, first, last)
 
 
 # Words

@@ -6,6 +6,7 @@ import html
 import re
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
@@ -20,7 +21,9 @@ from tests.sinks.test_fraud import DECISION
 from tests.sinks.test_fraud import store as decide
 
 TEXT = "WHEN amount > 50 AND country = 'IE' THEN review SCORE +0.3 REASON 'dear'"
-SINCE, UNTIL = "2020-01-01", "2030-01-01"
+DAY_MS = 86_400_000
+FIRST = datetime.fromtimestamp(DECISION["occurred_at"] // DAY_MS * DAY_MS / 1000, UTC)
+SINCE, UNTIL = (f"{FIRST + timedelta(days=n):%Y-%m-%d}" for n in (0, 4))
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +35,11 @@ def served(database: Settings) -> Iterator[str]:
             decide(
                 connection,
                 event_id=f"r{n}",
-                occurred_at=DECISION["occurred_at"] + n * 8_640_000,
+                occurred_at=DECISION["occurred_at"] // DAY_MS * DAY_MS + n * DAY_MS // 10,
                 card_id=f"card-{n % 4}",
                 amount_minor=amount,
                 currency="EUR",
+                rule_windows=[],
                 country="IE",
                 **dict.fromkeys([f"sum_{w}_minor" for w in ("10m", "1h", "24h", "7d")], amount * 3),
                 **dict.fromkeys(("max_24h_minor", "max_7d_minor"), amount * 2),
