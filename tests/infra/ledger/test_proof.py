@@ -64,6 +64,19 @@ def test_whatever_was_done_is_found(written: Ledger, statement: str, says: str) 
         assert proof(written, 9, partition=2).finding is None
 
 
+def test_a_head_that_was_altered_is_none(written: Ledger) -> None:
+    """Its signature is not its own: the walk goes on to the next one, which finds what was rewritten."""
+    lines = written.heads.path.read_text().splitlines()
+    forged = [
+        line.replace('"hash":"', '"hash":"00', 1) if '"sequence":8,' in line and "/1@" in line else line
+        for line in lines
+    ]
+    assert forged != lines
+    written.heads.path.write_text("\n".join(forged) + "\n")
+    found = proof(written, 1)
+    assert found.head is not None and found.head.sequence == 12 and found.finding is None
+
+
 def test_an_erased_row_is_proved_and_says_so(written: Ledger) -> None:
     """Its seal stands for what was destroyed."""
     erase(written.connection, written.heads, CARD_LEDGER, "default", "card-0", "request 1", "tests")
