@@ -215,20 +215,18 @@ def _shown(console: site.Console, wanted: Mapping[str, Any], proved: bool) -> Sh
 def _parts(connection: Connection, row: Mapping[str, Any]) -> list[Part]:
     """What each rule of the set that decided did, of those that fired or were on trial."""
     stored = {rule.key: rule for rule in store.stored(connection)}
-    capped = set(row["capped_rules"])
-    beyond = "fired, and asked for review: its cap was used up"
-    parts = [Part(key, stored.get(key), beyond if key in capped else "fired") for key in row["fired_rules"]]
-    parts += [Part(key, stored.get(key), "held without effect") for key in row["shadow_rules"]]
-    told = {part.key for part in parts}
+    how = dict.fromkeys(row["fired_rules"], "fired")
+    how |= dict.fromkeys(row["capped_rules"], "fired, and asked for review: its cap was used up")
+    how |= dict.fromkeys(row["shadow_rules"], "held without effect")
     for rule in _set(connection, row["rules_version"]):
         key = f"{rule['id']}@{rule['version']}"
-        if rule["stage"] == "shadow" and key not in told:
-            parts.append(Part(key, stored.get(key), "in shadow, did not hold"))
+        if rule["stage"] == "shadow":
+            how[key] = f"in shadow: {'held' if key in how else 'did not hold'}"
         if rule["stage"] == "canary":
             within = in_share(rule["id"], rule["share"], row["tenant"], row["card_id"])
             where = f"its card is {'among' if within else 'not among'} the {rule['share']:.3g} of the cards"
-            parts.append(Part(key, stored.get(key), f"in canary: {where}"))
-    return parts
+            how[key] = f"in canary, {where}: {how.get(key, 'did not hold')}"
+    return [Part(key, stored.get(key), did) for key, did in how.items()]
 
 
 def _set(connection: Connection, version: int) -> Sequence[Mapping[str, Any]]:

@@ -94,13 +94,12 @@ def test_decisions_are_found(client: httpx.Client) -> None:
 def test_a_decision_is_explained(client: httpx.Client) -> None:
     """Its answer, the rules with their parts, what scoring saw, and what the canary made of its card."""
     page = words(client.get("/console/decision", params={"tenant": "default", "event_id": "e0004"}))
-    assert "e0004" in page and "REVIEW" in page and "dear@1 fired" in page
-    assert "quiet@1 held without effect" in page
+    assert "e0004" in page and "REVIEW" in page and "quiet@1 in shadow: held" in page
     where = "among" if in_share("dear", 0.5, "default", "card-4") else "not among"
-    assert f"its card is {where} the 0.5 of the cards" in page
+    assert f"dear@1 in canary, its card is {where} the 0.5 of the cards: fired" in page
     assert "count_1h" in page and "merchant_id" in page
     other = words(client.get("/console/decision", params={"tenant": "default", "event_id": "e0001"}))
-    assert "quiet@1 in shadow, did not hold" in other
+    assert "quiet@1 in shadow: did not hold" in other
     assert "There is no decision on 'e9'" in words(
         client.get("/console/decision", params={"tenant": "default", "event_id": "e9"}), 404
     )
