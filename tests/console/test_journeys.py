@@ -388,7 +388,7 @@ def test_a_delivery_is_sent_again(instance: Settings, browser: Browser) -> None:
         page.get_by_role("link", name="Webhooks").click()
         page.get_by_role("link", name=endpoint).click()
         expect(page.get_by_text("disabled: by an operator")).to_be_visible()
-        page.get_by_role("button", name=re.compile(r"^Send \d+ again$")).first.click()
+        page.get_by_role("button", name=re.compile(r"^Send again \d+$")).first.click()
         expect(page.get_by_text("1 queued once more")).to_be_visible()
         assert findings(page, instance) == []
         picture(page, "webhook")
