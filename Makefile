@@ -134,7 +134,7 @@ lock: setup ## Renew requirements.lock from pyproject.toml
 
 pictures: setup ## Take the pictures of the console in docs/console anew
 	@infra/bootstrap.sh test
-	MILLRACE_PICTURES=1 $(BIN)/pytest tests/console/test_journeys.py
+	MILLRACE_PICTURES=1 $(BIN)/pytest tests/console/test_journeys.py tests/console/test_rule_journey.py
 
 clean: ## Stop this checkout's instance and delete it with all caches and .venv
 	@[ ! -x $(BIN)/millrace ] || $(BIN)/millrace down --purge

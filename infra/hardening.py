@@ -24,7 +24,7 @@ from infra.settings import SETTINGS, SettingError, Settings
 from infra.telemetry.health import Health
 
 EVENTS = "text/event-stream"
-TOLD_FIRST = frozenset({"ops:write", "identity:write"})
+TOLD_FIRST = frozenset({"ops:write", "identity:write", "scoring:write"})
 """Scopes of what must not be done while the audit log cannot tell of it."""
 
 API_POLICY = b"default-src 'none'; frame-ancestors 'none'"

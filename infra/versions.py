@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from psycopg.types.json import Jsonb
@@ -81,6 +82,47 @@ def body(connection: Connection, pipeline: str, kind: str, version: int) -> Any:
             f"{pipeline}: version {version} of {kind} was applied before but is gone; restore its row"
         )
     return row[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A version of a kind as it was published."""
+
+    version: int
+    body: Any
+    author: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The version that a partition's owner applies now, and since which offset."""
+
+    topic: str
+    partition: int
+    version: int
+    from_offset: int
+
+
+def published(connection: Connection, pipeline: str, kind: str, most: int) -> list[Published]:
+    """The newest versions of a kind, the newest first."""
+    rows = connection.execute(
+        "SELECT version, body, author, created_at FROM versions WHERE pipeline = %s AND kind = %s"
+        " ORDER BY version DESC LIMIT %s",
+        (pipeline, kind, most),
+    )
+    return [Published(*row) for row in rows]  # type: ignore[arg-type]
+
+
+def applied(connection: Connection, consumer: str, kind: str) -> list[Applied]:
+    """What each partition's owner has written down last, by topic and partition."""
+    rows = connection.execute(
+        "SELECT DISTINCT ON (topic, partition) topic, partition, version, from_offset"
+        " FROM version_activations WHERE consumer = %s AND kind = %s"
+        " ORDER BY topic, partition, from_offset DESC",
+        (consumer, kind),
+    )
+    return [Applied(*row) for row in rows]  # type: ignore[arg-type]
 
 
 def read_activations(

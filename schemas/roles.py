@@ -55,7 +55,12 @@ ROLES: Mapping[str, Role] = {
         Role(
             "operator",
             "runs pipelines: positions, dead letters, replays",
-            ("ops:read", "ops:write", *READING),
+            ("ops:read", "ops:write", "scoring:read", *READING),
+        ),
+        Role(
+            "analyst",
+            "writes fraud rules and takes them into force; sees every tenant's decisions",
+            ("scoring:read", "scoring:write"),
         ),
         Role("auditor", "reads the audit log", ("audit:read",)),
         Role("admin", "manages users and keys, and sees no data", ("identity:read", "identity:write")),

@@ -25,6 +25,28 @@ ASKED_AGAIN_S = 5.0
 """How long a stream goes on without asking again whether its watcher still may."""
 
 
+SIGNED_IN = "signed-in"
+"""In the place of a scope: what every person may do for themselves, in a session of theirs."""
+
+
+async def oneself(request: Request, name: str) -> Principal:
+    """Whoever is signed in, for what concerns them alone; whatever they are granted, and of any tenant.
+
+    Raises as `action`; 403 for a program, which has no session.
+    """
+    refuse_foreign(request)
+    principal = await session.principal(request)
+    request.state.seen = principal
+    if request.method not in SAFE:
+        request.state.action = name
+    await admit(request, principal, SIGNED_IN)
+    if not session.is_of(request, principal):
+        raise Problem(403, "Not for programs", "This is for people who are signed in; send no key or token.")
+    if request.method not in SAFE:
+        _begins(request, principal, name)
+    return principal
+
+
 async def action(request: Request, scope: str, name: str) -> Principal:
     """Who acts, if they may: `scope` as `ops:write`, `name` as `dlq.redrive`, which the audit log is told.
 
@@ -75,6 +97,16 @@ def needs(scope: str, name: str) -> Any:
         request.state.principal = await action(request, scope, name)
 
     setattr(authorised, DECLARED, scope)
+    return Depends(authorised)
+
+
+def needs_oneself(name: str) -> Any:
+    """As `needs`, for a route that everybody who is signed in may use."""
+
+    async def authorised(request: Request) -> None:
+        request.state.principal = await oneself(request, name)
+
+    setattr(authorised, DECLARED, SIGNED_IN)
     return Depends(authorised)
 
 

@@ -10,6 +10,7 @@ from confluent_kafka import KafkaException
 
 from infra.checkpoints import Fenced, PositionRefused
 from infra.codec import RegistryUnavailable
+from infra.deliveries import EndpointError
 from infra.dlq.letters import DlqError
 from infra.dlq.redrive import RedriveInterrupted
 from infra.jobs import JobRuns
@@ -18,6 +19,7 @@ from infra.replay.places import RangeRefused
 from infra.replay.runs import RunRefused
 from infra.topic_log import LogUnreadable
 from infra.trace import TraceError
+from models.rules.problem import RuleError
 from schemas.avro import SchemaError
 from schemas.declare import DeclarationError
 from schemas.roles import Refusal
@@ -59,6 +61,8 @@ _REFUSALS = (
     PositionRefused,
     Fenced,
     Refusal,
+    RuleError,
+    EndpointError,
 )
 
 
@@ -89,4 +93,6 @@ def trouble_of(error: Exception) -> Trouble | None:
 
 def _sentence(error: Exception) -> str:
     text = str(error).strip()
-    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
+    # A sentence that begins with a rule's name keeps it as it is.
+    begins = text[:1] if "@" in text.partition(" ")[0] else text[:1].upper()
+    return f"{begins}{text[1:]}{'' if text.endswith('.') else '.'}"

@@ -8,18 +8,27 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from api.console import (
+    account,
     audit,
+    decisions,
     events,
     joblog,
     keys,
     letters,
+    models,
+    nowhere,
     overview,
     replays,
+    rule_editor,
+    rule_lists,
+    rule_sets,
+    rules,
     schemas,
     signing_in,
     site,
     trace,
     users,
+    webhooks,
 )
 from infra.settings import Settings
 from schemas.declare import Pipelines
@@ -36,6 +45,15 @@ ROUTERS: tuple[APIRouter, ...] = (
     keys.router,
     audit.router,
     signing_in.router,
+    account.router,
+    rules.router,
+    rule_editor.router,
+    rule_sets.router,
+    rule_lists.router,
+    decisions.router,
+    models.router,
+    webhooks.router,
+    nowhere.router,
 )
 
 

@@ -68,6 +68,11 @@ async def principal(request: Request) -> Principal:
     return found
 
 
+def is_of(request: Request, principal: Principal) -> bool:
+    """Whether a person asks by the session in their cookies, and not by a token or key."""
+    return principal.kind == "person" and not any(name in request.headers for name in _PROOFS)
+
+
 async def again(request: Request) -> Principal:
     """Who asked, as of now. Raises `Problem`: 401 where the proof proves nothing any more, 503."""
     authenticator: Authenticator = request.app.state.authenticator

@@ -49,7 +49,7 @@ async def sign_in(request: Request) -> Response:
         return _form(request, 401, next=wanted, name=name, wrong=refused.description)
     request.state.asking = principal
     pages = site.pages_of(principal)
-    return site.to(session.safe(wanted) or (pages[0].path if pages else "/console"))
+    return site.to(session.safe(wanted) or (pages[0].path if pages else "/console/account"))
 
 
 @router.post("/sign-out")

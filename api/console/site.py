@@ -173,7 +173,7 @@ def _templates() -> Environment:
     environment.filters.update(
         moment=words.moment, span=words.span, rate=words.rate, number=words.number, of_ms=words.of_ms
     )
-    environment.globals.update(NONE=words.NONE, counted=words.counted, static=static)
+    environment.globals.update(NONE=words.NONE, counted=words.counted, money=words.money, static=static)
     return environment
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from models.rules.currencies import DECIMALS
 from schemas.json_bytes import to_json
 
 NONE = "–"
@@ -31,6 +32,12 @@ def span(seconds: float | None) -> str:
 
 def number(n: float | None) -> str:
     return NONE if n is None else f"{n:,.0f}"
+
+
+def money(minor: int, currency: str) -> str:
+    """An amount in major units, with its currency: `12.50 EUR`, `1,200 JPY`."""
+    decimals = DECIMALS.get(currency, 2)
+    return f"{minor / 10**decimals:,.{decimals}f} {currency}"
 
 
 def moment(at: datetime | None) -> str:

@@ -92,6 +92,23 @@ class Heads:
             before.append(found)
         return heads, bad
 
+    def covering(self, chain: str, sequence: int) -> Head | None:
+        """The chain's first head at or behind a place whose signature is its own; None where none is there.
+
+        Looks at one signature, not at all of the file: whether the heads themselves are whole, `read` says.
+        """
+        named = orjson.dumps(chain)
+        if not self.path.exists():
+            return None
+        with self.path.open("rb") as lines:
+            for line in lines:
+                if named not in line:
+                    continue
+                found = self._head(line)
+                if isinstance(found, Head) and found.chain == chain and found.sequence >= sequence:
+                    return found
+        return None
+
     def _head(self, line: bytes) -> Head | str:
         """The head in this line, or why there is none."""
         try:

@@ -79,4 +79,4 @@ class Audited:
         extra = getattr(scope.get("route"), "openapi_extra", None) or {}
         needed = str(extra.get("x-millrace-scope", ""))
         domain, _, right = needed.partition(":")
-        return not (right == "write" and domain not in ("ops", "identity"))
+        return not (right == "write" and domain not in ("ops", "identity", "scoring"))

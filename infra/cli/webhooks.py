@@ -78,10 +78,10 @@ def add(
 @webhooks.command("list")
 def list_(as_json: JsonOption = False) -> None:
     """List endpoints with what waits for each."""
-    from connectors.outward import endpoints
+    from infra import deliveries as queue
 
     with _explained(), _database() as connection:
-        found = endpoints.listed(connection)
+        found = queue.listed(connection)
     if as_json:
         typer.echo(json.dumps(found, indent=2, default=str))
         return
@@ -125,20 +125,20 @@ def disable(
     reason: Annotated[str, typer.Option(help="Why.")] = "by an operator",
 ) -> None:
     """Send nothing to an endpoint; what is decided meanwhile waits for it."""
-    from connectors.outward import endpoints
+    from infra import deliveries as queue
 
     with _explained(), _database() as connection:
-        endpoints.disable(connection, endpoint, reason)
+        queue.disable(connection, endpoint, reason)
 
 
 @webhooks.command()
 @audited("webhooks.enable")
 def enable(endpoint: Endpoint) -> None:
     """Go on with an endpoint where it stopped."""
-    from connectors.outward import endpoints
+    from infra import deliveries as queue
 
     with _explained(), _database() as connection:
-        endpoints.enable(connection, endpoint)
+        queue.enable(connection, endpoint)
 
 
 @webhooks.command()
@@ -159,11 +159,11 @@ def replay(
     last: Annotated[str | None, typer.Option("--to", help="Likewise, inclusive; else up to now.")] = None,
 ) -> None:
     """Send what was told in a range once more, under the same ids, behind what waits already."""
-    from connectors.outward import endpoints
+    from infra import deliveries as queue
 
     start, end = _bound(first, "--from"), _bound(last, "--to") if last else None
     with _explained(), _database() as connection:
-        queued = endpoints.replay(connection, endpoint, start, end)
+        queued = queue.replay(connection, endpoint, start, end)
     typer.echo(f"queued: {queued}; `millrace webhooks deliveries {endpoint}` shows what becomes of them")
 
 
@@ -175,10 +175,10 @@ def deliveries(
     as_json: JsonOption = False,
 ) -> None:
     """List an endpoint's deliveries, newest first."""
-    from connectors.outward import endpoints
+    from infra import deliveries as queue
 
     with _explained(), _database() as connection:
-        found = endpoints.deliveries(connection, endpoint, limit, status)
+        found = queue.deliveries(connection, endpoint, limit, status)
     if as_json:
         typer.echo(json.dumps(found, indent=2, default=str))
         return
@@ -207,10 +207,10 @@ def test(
     wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for what becomes of it.")] = 20.0,
 ) -> None:
     """Send a test message, and say what the receiver answered. Exit code 1 where it was not taken."""
-    from connectors.outward import endpoints
+    from infra import deliveries as queue
 
     with _explained(), _database() as connection:
-        delivery = endpoints.send_test(connection, endpoint)
+        delivery = queue.send_test(connection, endpoint)
         end = time.monotonic() + wait
         row: Any = None
         while time.monotonic() < end and (row is None or not row[1]):
@@ -253,8 +253,8 @@ def _database() -> Iterator[Any]:
 
 
 def _explained() -> AbstractContextManager[None]:
-    from connectors.outward.endpoints import EndpointError
     from connectors.outward.guard import AllowError
+    from infra.deliveries import EndpointError
 
     return explained(EndpointError, AllowError)
 

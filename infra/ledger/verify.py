@@ -170,7 +170,7 @@ def verify(connection: Connection, heads: Heads, table: Table) -> Account:
         erased: dict[str, list[bytes]] = {}
         seen: set[str] = set()
         found: list[tuple[int, Finding]] = []
-        for partition, rows in groupby(_rows(connection, table), key=lambda row: row.partition):
+        for partition, rows in groupby(rows_of(connection, table), key=lambda row: row.partition):
             begins = chains.get(partition)
             chain = chain_name(table.name, partition, begins or 0)
             seen.add(chain)
@@ -197,10 +197,20 @@ def _begun(table: Table, signed: Mapping[str, Sequence[Head]], chains: dict[int,
                 chains[int(partition)] = int(begins)
 
 
-def _rows(connection: Connection, table: Table, partition: int | None = None) -> Iterator[Row]:
-    """The table's rows by partition and place; those without a place last."""
+def rows_of(
+    connection: Connection,
+    table: Table,
+    partition: int | None = None,
+    places: tuple[int, int] | None = None,
+) -> Iterator[Row]:
+    """The table's rows by partition and place; those without a place last.
+
+    Of one partition alone, and of it those from the first to the last of `places`.
+    """
     columns = columns_of(connection, table)
     where = sql.SQL("TRUE") if partition is None else sql.SQL("source_partition = {}").format(partition)
+    if places is not None:
+        where = sql.SQL("{} AND chain_sequence BETWEEN {} AND {}").format(where, *places)
     query = sql.SQL(
         "COPY (SELECT {} FROM {} WHERE {}"
         " ORDER BY source_partition, chain_sequence NULLS LAST, source_offset) TO STDOUT (FORMAT BINARY)"
@@ -324,7 +334,7 @@ def _look_again(connection: Connection, table: Table, partition: int, finding: F
     if finding.kind is not Kind.ALTERED or finding.sequence is None:
         return finding
     before = GENESIS
-    rows = _rows(connection, table, partition)
+    rows = rows_of(connection, table, partition)
     for row in rows:
         if row.sequence == finding.sequence:
             break

@@ -75,4 +75,4 @@ def class_of(scope: str, is_stream: bool = False) -> str:
     domain, _, right = scope.partition(":")
     if right != "write":
         return "read"
-    return "operate" if domain in ("ops", "identity") else "write"
+    return "operate" if domain in ("ops", "identity", "scoring") else "write"

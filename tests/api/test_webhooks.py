@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 
 from api.app import create_app
 from connectors.outward import endpoints
+from infra import deliveries
 from infra.identity import authenticator
 from tests.connectors.outward.conftest import Outward, outward, until
 
@@ -91,7 +92,7 @@ def test_an_endpoint_that_is_removed_is_forgotten(
     monkeypatch.setattr(authenticator, "FRESH_SECONDS", 0.0)
     _, added = outward.receiver()
     path, headers = f"/v1/webhooks/{added.endpoint_id}/events", {"Authorization": f"Bearer {added.token}"}
-    endpoints.disable(outward.connection, added.endpoint_id, "a test")
+    deliveries.disable(outward.connection, added.endpoint_id, "a test")
     assert client.get(path, headers=headers).status_code == 200
     endpoints.remove(outward.connection, added.endpoint_id)
     assert client.get(path, headers=headers).status_code == 401

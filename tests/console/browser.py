@@ -6,9 +6,11 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from infra.settings import Settings
@@ -88,4 +90,8 @@ def picture(page: Page, name: str) -> None:
     """A picture for docs/console, where they are asked for (MILLRACE_PICTURES=1)."""
     if os.environ.get("MILLRACE_PICTURES"):
         PICTURES.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=PICTURES / f"{name}.png")
+        with Image.open(BytesIO(page.screenshot())) as taken:
+            # A page has few colours: a palette of them is a third of the size, and looks the same.
+            taken.convert("RGB").quantize(dither=Image.Dither.NONE).save(
+                PICTURES / f"{name}.png", optimize=True
+            )

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 
 from api.app import create_app
 from api.console import site
+from api.console.actions import SIGNED_IN
 from api.console.pages import PAGES
 from api.console.routes import ROUTERS
 from infra.identity.secured import DECLARED, PUBLIC, Unsecured
@@ -22,14 +23,25 @@ from tests.console.askers import person, sign_in
 from tests.console.serving import serving
 from tests.signed_in import Everybody, key_of, signed_in
 
+SCORING = ("rules", "rule-editor", "rule-sets", "rule-lists", "decisions", "decision", "models")
+PARTS = {"users": "identity", "keys": "identity", "audit": "audit", **dict.fromkeys(SCORING, "scoring")}
+"""By part of a path the domain of the scope that its routes need; all others need `ops`."""
+ONES_OWN = ("/console/account", "/console/account/password", "/console/{rest:path}")
+TRYING = ("/console/dead-letters/{id}/test", "/console/audit/verify", "/console/rule-editor/check")
+"""What is sent and changes nothing."""
+
 VALUES = {
     "topic": "nothing",
     "partition": "0",
     "offset": "0",
     "id": "999999",
     "prefix": "aaaaaaaaaaaa",
+    "version": "1",
+    "number": "999999",
+    "rest": "nothing/here",
 }
 """What stands for the parameters of a path: nothing that there is."""
+IDS = {"rules": "no-such-rule", "webhooks": "ep_0"}
 GRANTS = {role.name: f"{role.name}:*" if role.by_domain else role.name for role in ROLES.values()}
 ALL = tuple(GRANTS.values())
 
@@ -47,10 +59,11 @@ def _scope(route: APIRoute) -> str | None:
 @pytest.mark.parametrize("route", _routes(), ids=lambda r: f"{min(r.methods)} {r.path}")
 def test_every_route_asks_who_acts(route: APIRoute) -> None:
     """Each route has the scope of its part: to read for GET, and to write for what changes something."""
-    part = next((p for p in ("users", "keys", "audit") if p in route.path.split("/")), None)
-    domain = {"users": "identity", "keys": "identity", "audit": "audit", None: "ops"}[part]
-    changes = "POST" in route.methods and not route.path.endswith(("/test", "/verify"))
+    domain = next((PARTS[part] for part in route.path.split("/") if part in PARTS), "ops")
+    changes = "POST" in route.methods and route.path not in TRYING
     wanted = None if route.path in PUBLIC else f"{domain}:{'write' if changes else 'read'}"
+    if route.path in ONES_OWN:
+        wanted = SIGNED_IN
     assert _scope(route) == wanted
 
 
@@ -100,12 +113,14 @@ def askers(settings: Settings) -> dict[str, tuple[dict[str, str], frozenset[str]
 
 def _ask(http: httpx.Client, method: str, route: APIRoute, headers: dict[str, str]) -> tuple[int, str]:
     """Status and address that a redirect leads to; of a stream its beginning alone is read."""
-    path = re.sub(r"{(\w+)}", lambda name: _value(route.path, name[1]), route.path)
+    path = re.sub(r"{(\w+)(?::path)?}", lambda name: _value(route.path, name[1]), route.path)
     with http.stream(method, path, headers=headers) as answer:
         return answer.status_code, answer.headers.get("location", "")
 
 
 def _value(path: str, name: str) -> str:
+    if name == "id":
+        return next((v for part, v in IDS.items() if part in path.split("/")), VALUES[name])
     if name == "name":
         return {"jobs": "dlq-none", "pipelines": "orders"}.get(path.split("/")[-2], "nobody-there")
     return VALUES[name]
@@ -138,7 +153,8 @@ def test_the_navigation_shows_what_one_may(settings: Settings, http: httpx.Clien
     for role, shown in (
         ("admin", {"Users", "Keys"}),
         ("auditor", {"Audit"}),
-        ("operator", {page.title for page in PAGES if page.scope == "ops:read"}),
+        ("operator", {page.title for page in PAGES if page.scope in scopes_of(["operator"])}),
+        ("analyst", {"Rules", "Decisions", "Models"}),
     ):
         with httpx.Client(base_url=http.base_url, trust_env=False) as browser:
             answer = sign_in(browser, person(settings, f"nav-{role}", [role]))
@@ -150,6 +166,33 @@ def test_the_navigation_shows_what_one_may(settings: Settings, http: httpx.Clien
             refused = browser.get("/console/keys" if role != "admin" else "/console")
             assert refused.status_code == 403 and "has not been" not in refused.text
             assert "which you have not been granted" in refused.text
+
+
+@pytest.mark.parametrize(
+    ("grants", "tenant", "objects"),
+    [([], "default", {}), (["admin"], "default", {}), (["operator"], "acme", {}),
+     (["viewer:fraud"], "default", {"merchant": ["m-1"]})],
+)  # fmt: skip
+def test_whoever_is_signed_in_has_an_account(
+    settings: Settings,
+    http: httpx.Client,
+    askers: dict[str, tuple[dict[str, str], frozenset[str]]],
+    grants: list[str],
+    tenant: str,
+    objects: dict[str, list[str]],
+) -> None:
+    """Whatever they may: they see who they are, and what is not there is told on a page. No program does."""
+    with httpx.Client(base_url=http.base_url, trust_env=False) as browser:
+        sign_in(browser, person(settings, "own-account", grants, tenant, objects))
+        assert "own-account" in browser.get("/console/account").text
+        nowhere = browser.get("/console/no/such/page")
+        assert nowhere.status_code == 404 and nowhere.headers["content-type"].startswith("text/html")
+        assert "There is no page /console/no/such/page" in nowhere.text and "own-account" in nowhere.text
+        assert browser.get("/console/").headers["location"] == "/console"
+        assert browser.get("/console/rules").status_code == 403
+    unknown = http.get("/console/no/such/page")
+    assert unknown.status_code == 303 and "sign-in" in unknown.headers["location"]
+    assert http.get("/console/account", headers=askers["all"][0]).status_code == 403
 
 
 @pytest.fixture

@@ -24,9 +24,10 @@ from schemas.fraud import CARD_TRANSACTIONS
 from tests.accounts.running import send
 from tests.console.askers import PASSWORD
 from tests.console.browser import chromium, findings, opened, picture, sign_in
-from tests.instance import running
+from tests.instance import millrace, running
 
 EXAMPLES = Path(__file__).parents[2] / "schemas"
+NEW = "four other words for her"
 PAGES = (
     "/console",
     "/console/pipelines/orders",
@@ -42,13 +43,30 @@ PAGES = (
     "/console/users/admin",
     "/console/keys",
     "/console/audit",
+    "/console/account",
+    "/console/rules",
+    "/console/rules/velocity-1h",
+    "/console/rule-editor",
+    "/console/rule-editor?id=velocity-1h",
+    "/console/rule-sets",
+    "/console/rule-lists",
+    "/console/decisions",
+    "/console/decision?tenant=default&event_id=card-1&prove=true",
+    "/console/models",
+    "/console/webhooks",
+    "/console/no/such/page",
 )
+PICTURED = {"/console/models": "models", "/console/decisions": "decisions"}
+"""Pages whose picture is taken where they stand for nothing but themselves."""
 
 
 @pytest.fixture(scope="module")
 def instance() -> Iterator[Settings]:
     """The platform with its processes, some traffic behind it."""
     with running("console", offset=700) as settings:
+        # A public address that is never called: it is disabled before there is anything to tell.
+        added = json.loads(millrace(settings, "webhooks", "add", "https://8.8.8.8/hook", "--json").stdout)
+        assert millrace(settings, "webhooks", "disable", added["endpoint_id"]).returncode == 0
         with closing(Codec(settings.schema_registry_url)) as codec:
             send(settings, codec, CARD_TRANSACTIONS, [card(n) for n in range(200)])
             send(settings, codec, TRUCK_TELEMETRY, [fix(n) for n in range(200)])
@@ -244,6 +262,8 @@ def test_every_page_passes_axe_and_fits(
                 told.append(f"{path} is {wide} wide")
             if (path, scheme, width) in (("/console", "dark", 1440), ("/console/dead-letters", "light", 390)):
                 picture(page, "dark" if scheme == "dark" else "phone")
+            if (scheme, width) == ("light", 1440) and path in PICTURED:
+                picture(page, PICTURED[path])
     assert told == []
 
 
@@ -356,6 +376,47 @@ def test_a_key_is_made_used_and_revoked(instance: Settings, browser: Browser) ->
         expect(page.get_by_text("the log is what was written")).to_be_visible(timeout=60_000)
         assert findings(page, instance) == []
         picture(page, "audit")
+
+
+def test_a_delivery_is_sent_again(instance: Settings, browser: Browser) -> None:
+    """What waits for an endpoint that is stopped is seen; one is queued once more, behind the others."""
+    endpoint = ask(instance, "SELECT endpoint_id FROM outward_endpoints")
+    pending = "SELECT count(*) FROM outward_deliveries WHERE status = 'pending'"
+    live = f"({pending} AND origin = 'live')"
+    until(instance, f"SELECT {live} = (SELECT count(*) FROM outbox) AND {live} > 0", True)
+    with opened(browser, instance) as page:
+        page.get_by_role("link", name="Webhooks").click()
+        page.get_by_role("link", name=endpoint).click()
+        expect(page.get_by_text("disabled: by an operator")).to_be_visible()
+        page.get_by_role("button", name=re.compile(r"^Send again \d+$")).first.click()
+        expect(page.get_by_text("1 queued once more")).to_be_visible()
+        assert findings(page, instance) == []
+        picture(page, "webhook")
+    assert ask(instance, f"{pending} AND origin = 'replay'") == 1
+
+
+def test_one_changes_ones_own_password(instance: Settings, browser: Browser) -> None:
+    """With the present one; the session goes on, and the next sign-in takes the new one."""
+    with connect(instance.database_url) as connection:
+        subjects.create(connection, "gerda", "person", "default", PASSWORD, ["auditor"])
+    with opened(browser, instance, who="gerda", password=PASSWORD) as page:
+        page.get_by_role("link", name="gerda").click()
+        for label, value in (
+            ("The present one", PASSWORD),
+            ("The new one", "short"),
+            ("The new one again", "short"),
+        ):
+            page.get_by_label(label, exact=True).fill(value)
+        page.get_by_role("button", name="Change it").click()
+        expect(page.get_by_text("it has 5 characters")).to_be_visible()
+        assert findings(page, instance) == []
+        for label, value in (("The present one", PASSWORD), ("The new one", NEW), ("The new one again", NEW)):
+            page.get_by_label(label, exact=True).fill(value)
+        page.get_by_role("button", name="Change it").click()
+        expect(page.get_by_text("The password is changed.")).to_be_visible()
+    with opened(browser, instance, who="gerda", password=NEW) as page:
+        page.goto("/console/audit")
+        expect(page.get_by_role("heading", name="Audit")).to_be_visible()
 
 
 def focused(page: Page) -> str:

@@ -19,6 +19,7 @@ from psycopg import sql
 from connectors.outward import endpoints
 from connectors.outward.deliverer import Deliverer, open_vault
 from connectors.outward.endpoints import Added
+from infra import deliveries
 from infra.postgres import Connection, connect
 from infra.prepare import prepare_database
 from infra.settings import Settings
@@ -115,7 +116,7 @@ class Outward:
         return self.connection.execute(query.encode(), values or None).fetchall()
 
     def status(self, endpoint_id: str) -> dict[str, Any]:
-        return next(e for e in endpoints.listed(self.connection) if e["endpoint_id"] == endpoint_id)
+        return next(e for e in deliveries.listed(self.connection) if e["endpoint_id"] == endpoint_id)
 
 
 def until(condition: Callable[[], bool], seconds: float = 30) -> None:

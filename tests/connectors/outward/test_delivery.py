@@ -16,6 +16,7 @@ import pytest
 from connectors.outward import endpoints
 from connectors.outward.deliverer import open_vault
 from connectors.outward.signing import Unverified, verify
+from infra import deliveries
 from infra.services.rotation import rotate
 from tests.connectors.outward.conftest import Outward, until
 from tests.connectors.outward.receiver import ENDLESS, HANG, HUGE, LOSE, Received, Receiver
@@ -133,7 +134,7 @@ def test_gone_disables_and_enabling_goes_on_without_a_gap(outward: Outward) -> N
         time.sleep(0.5)
         assert len(receiver.seen) == seen
         receiver.behave = lambda _: 200
-        endpoints.enable(outward.connection, added.endpoint_id)
+        deliveries.enable(outward.connection, added.endpoint_id)
         until(lambda: len({r.event for r in receiver.taken}) == len(decided))
     in_order(receiver, decided)
 
@@ -202,7 +203,7 @@ def test_a_range_is_sent_again_under_the_same_ids(outward: Outward) -> None:
         until(lambda: len(receiver.taken) == 6)
         cursors = dict(outward.ask("SELECT event_id, sequence FROM outbox"))
         assert (
-            endpoints.replay(outward.connection, added.endpoint_id, cursors[events[1]], cursors[events[3]])
+            deliveries.replay(outward.connection, added.endpoint_id, cursors[events[1]], cursors[events[3]])
             == 3
         )
         until(lambda: len(receiver.taken) == 9)
@@ -247,13 +248,13 @@ def test_retry_after_is_kept(outward: Outward) -> None:
 def test_the_test_message_says_what_was_answered(outward: Outward) -> None:
     """`webhooks test` reaches the receiver, signed, and its outcome stands in the deliveries."""
     receiver, added = outward.receiver()
-    delivery = endpoints.send_test(outward.connection, added.endpoint_id)
+    delivery = deliveries.send_test(outward.connection, added.endpoint_id)
     with outward.delivering():
         until(lambda: len(receiver.taken) == 1)
         until(lambda: outward.ask("SELECT sum(pending) FROM outward_lanes") == [(0,)])
     assert receiver.seen[0].told["type"] == "webhook.test"
     verify(added.keys[0], receiver.seen[0].headers, receiver.seen[0].body, receiver.seen[0].at)
-    (found,) = endpoints.deliveries(outward.connection, added.endpoint_id, 5)
+    (found,) = deliveries.deliveries(outward.connection, added.endpoint_id, 5)
     assert (found["delivery_id"], found["status"], found["last_status"]) == (delivery, "delivered", 200)
 
 
@@ -318,9 +319,9 @@ def test_targets_that_cannot_be_are_refused(outward: Outward, target: str, reaso
     """An endpoint that could never be sent to, or must not be, is not added."""
     if "2130706433" in target:
         outward.settings = type(outward.settings)({**outward.settings.environ, "MILLRACE_WEBHOOK_ALLOW": ""})
-    with pytest.raises(endpoints.EndpointError, match=reason):
+    with pytest.raises(deliveries.EndpointError, match=reason):
         outward.add(target)
-    assert endpoints.listed(outward.connection) == []
+    assert deliveries.listed(outward.connection) == []
 
 
 def test_deliveries_go_on_through_a_rotation(outward: Outward) -> None:

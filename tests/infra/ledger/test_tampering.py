@@ -19,7 +19,7 @@ from infra.identity.keyring import KeyRing
 from infra.ledger.chain import hash_of, seal_of
 from infra.ledger.erasure import CHAIN, ErasureError, erase, sign
 from infra.ledger.heads import now
-from infra.ledger.verify import Account, Kind, _rows
+from infra.ledger.verify import Account, Kind, rows_of
 from schemas.fraud import CARD_DECISIONS, CARD_LEDGER
 from sinks.fraud import ROWS
 from sinks.table_check import TableCheck
@@ -71,7 +71,7 @@ def the(ledger: Ledger) -> tuple[Kind, int | None]:
 def rehash(ledger: Ledger, partition: int, begin: int) -> None:
     """All hashes from a place on computed anew, as somebody who knows how would do it."""
     before = bytes(32)
-    for row in list(_rows(ledger.connection, CARD_LEDGER, partition)):
+    for row in list(rows_of(ledger.connection, CARD_LEDGER, partition)):
         assert row.seal is not None and row.sequence is not None and row.hash is not None
         if row.sequence >= begin:
             seal = row.seal if row.key is None else seal_of(row.key, row.personal)
