@@ -254,7 +254,7 @@ async def profile(
 
 async def _remembered(redis: QuickRedis, name: str, positions: Mapping[int, int]) -> Profile | None:
     try:
-        found: Any = await redis.ask(lambda client: client.get(name))
+        found: Any = await redis.ask("GET", name)
     except RedisAway:
         return None
     if found is None:
@@ -266,7 +266,7 @@ async def _remembered(redis: QuickRedis, name: str, positions: Mapping[int, int]
 async def _remember(redis: QuickRedis, name: str, partition: int, position: int, made: Profile) -> None:
     value = orjson.dumps([partition, position, made.model_dump_json()])
     try:
-        await redis.ask(lambda client: client.set(name, value, ex=PROFILE_S))
+        await redis.ask("SET", name, value, "EX", PROFILE_S)
     except RedisAway:
         pass  # the ledger is asked again
 
