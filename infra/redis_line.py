@@ -1,7 +1,7 @@
 """One connection to Redis on which commands follow one another at once: none waits for another's answer.
 
-redis-py's own client holds a connection for each command that is under way, and takes 80 to 150 us of processor
-time for it, more than Redis itself; this takes a fifth of that.
+redis-py's own client holds a connection for each command that is under way, and takes 80 to 150 us of
+processor time for it, more than Redis itself; this takes a fifth of that.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import resource
+import socket
 import sys
 from collections.abc import Iterable, Iterator
 from types import FrameType
@@ -45,7 +46,10 @@ def routers(modules: Iterable[str]) -> Iterator[APIRouter]:
 def run(app: FastAPI, url: str, drain_s: float) -> None:
     """Serve `app` at the host and port of `url` until SIGTERM or SIGINT, by TLS where the settings say so.
 
-    Requests under way then have `drain_s` seconds to be answered. Exits where a secret is none.
+    With another port as MILLRACE_METRICS_PORT this is one of several processes that share the `url`'s: Linux
+    deals out connections among them. It serves the same at its own port, where its metrics and its health can
+    be asked for. Requests under way at the end have `drain_s` seconds to be answered. Exits where a secret is
+    none, or a port is taken.
     """
     settings = Settings.load()
     try:
@@ -76,9 +80,23 @@ def run(app: FastAPI, url: str, drain_s: float) -> None:
     )
     _make_room()
     server = _Server(config)
-    server.run()
+    own = settings.number("metrics_port") if settings.text("metrics_port") else config.port
+    server.run(None if own == config.port else [_shared(config.host, config.port), _shared("127.0.0.1", own)])
     if not server.started:
         sys.exit(DID_NOT_START)
+
+
+def _shared(host: str, port: int) -> socket.socket:
+    """A socket at a port that other processes of this user may have as well. It does not listen yet."""
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        made.bind((host, port))
+    except OSError as error:
+        log.critical(f"{host}:{port} cannot be served ({error}); stop what uses it, or choose other ports")
+        sys.exit(DID_NOT_START)
+    return made
 
 
 def _make_room() -> None:

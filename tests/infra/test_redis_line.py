@@ -69,7 +69,7 @@ def test_the_address_says_which_database_and_who_asks(own_redis: OwnRedis) -> No
 
 
 def test_who_waits_for_a_redis_that_dies_hears_of_it(own_redis: OwnRedis) -> None:
-    """Nobody waits for ever: a lost connection is told to all whose answers were due, and to who comes later."""
+    """Nobody waits for ever: a lost connection is told to all who wait for an answer, and to who comes late."""
 
     async def test(line: Line) -> None:
         waiting = [asyncio.ensure_future(line.ask([("BLPOP", "nothing", 0)])) for _ in range(3)]
@@ -104,7 +104,7 @@ def test_what_is_no_redis_is_left() -> None:
 
 
 def test_scripts_outlive_a_redis_that_forgets_them(own_redis: OwnRedis) -> None:
-    """A script is sent once by its text, then by its hash, and by its text again where Redis was started anew."""
+    """A script is sent by its text, then by its hash, and by its text again where Redis was started anew."""
     script = Script("return {KEYS[1], ARGV[1]}")
 
     async def main() -> None:
@@ -127,7 +127,7 @@ def test_scripts_outlive_a_redis_that_forgets_them(own_redis: OwnRedis) -> None:
 
 
 def test_a_refused_command_counts_as_away(own_redis: OwnRedis) -> None:
-    """A Redis that answers but cannot serve (read-only, full, loading) is done without, until it can again."""
+    """A Redis that answers but cannot serve (read-only, full, loading) is done without until it can again."""
 
     async def main() -> None:
         redis = QuickRedis(own_redis.url)
@@ -136,7 +136,7 @@ def test_a_refused_command_counts_as_away(own_redis: OwnRedis) -> None:
                 await redis.ask("GET")
             assert redis.away
             async with asyncio.timeout(10):
-                while redis.away:
+                while redis.away:  # noqa: ASYNC110 - it has no event to wait for
                     await asyncio.sleep(0.01)
             assert await redis.ask("PING") == b"PONG"
         finally:
