@@ -7,7 +7,7 @@ pages are folded here.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, LiteralString
@@ -16,6 +16,8 @@ import numpy as np
 from psycopg.rows import dict_row
 
 from infra.postgres import Connection
+from schemas.fleet import LATEST_POSITION_TABLE
+from schemas.fraud import CARD_LEDGER
 
 TENANT = "default"
 PAGE = 10
@@ -40,8 +42,6 @@ CARD_FIELDS = (
     "risk",
     "reasons",
 )
-NOT_TOLD = {"source_partition", "source_offset", "position"}
-"""Columns that no answer has."""
 
 
 @dataclass(frozen=True)
@@ -159,16 +159,16 @@ class _Tables:
 
 def _decisions(tables: _Tables, each: int) -> Iterator[Asked]:
     for rows in tables.cards.values():
-        yield Asked(f"/v1/decisions/{rows[0]['event_id']}", _told(rows[0]))
+        yield Asked(f"/v1/decisions/{rows[0]['event_id']}", _told(rows[0], CARD_LEDGER.columns))
 
 
-def _told(row: Row) -> dict[str, Any]:
-    return {name: _json(value) for name, value in row.items() if name not in NOT_TOLD}
+def _told(row: Row, columns: Iterable[str]) -> dict[str, Any]:
+    return {name: _json(row[name]) for name in columns}
 
 
 def _transactions(tables: _Tables, each: int) -> Iterator[Asked]:
     for card, rows in tables.cards.items():
-        items = [{k: _json(row[k]) for k in CARD_FIELDS} for row in rows[:PAGE]]
+        items = [_told(row, CARD_FIELDS) for row in rows[:PAGE]]
         yield Asked(f"/v1/cards/{card}/transactions?limit={PAGE}", items, len(rows) > PAGE)
 
 
@@ -248,7 +248,7 @@ def _orders(tables: _Tables, each: int) -> Iterator[Asked]:
     ):
         lines[line["order_id"]].append({k: line[k] for k in ("sku", "quantity", "amount_minor", "state")})
     for row in found:
-        told = {k: _json(row[k]) for k in _SUMMARY}
+        told = _told(row, _SUMMARY)
         yield Asked(f"/v1/orders/{row['order_id']}", told | {"lines": lines[row["order_id"]]})
 
 
@@ -261,19 +261,20 @@ def _of_customers(tables: _Tables, each: int) -> Iterator[Asked]:
     ):
         found[row["customer_id"]].append(row)
     for customer, rows in found.items():
-        items = [{k: _json(row[k]) for k in _SUMMARY} for row in rows[:PAGE]]
+        items = [_told(row, _SUMMARY) for row in rows[:PAGE]]
         yield Asked(f"/v1/customers/{customer}/orders?limit={PAGE}", items, len(rows) > PAGE)
 
 
 def _stock(tables: _Tables, each: int) -> Iterator[Asked]:
     for row in tables.rows("SELECT * FROM stock ORDER BY sku LIMIT %s", each):
-        told = {k: _json(row[k]) for k in ("sku", "on_hand", "reserved", "version", "updated_at")}
+        told = _told(row, ("sku", "on_hand", "reserved", "version", "updated_at"))
         yield Asked(f"/v1/stock/{row['sku']}", told | {"available": row["on_hand"] - row["reserved"]})
 
 
 def _trucks(tables: _Tables, each: int) -> Iterator[Asked]:
     for row in tables.rows("SELECT * FROM latest_position ORDER BY truck_id LIMIT %s", each):
-        yield Asked(f"/v1/trucks/{row['truck_id']}", _told(row) | {"distance_m": None})
+        told = _told(row, LATEST_POSITION_TABLE.columns) | {"distance_m": None}
+        yield Asked(f"/v1/trucks/{row['truck_id']}", told)
 
 
 def _json(value: Any) -> Any:

@@ -69,7 +69,7 @@ def test_the_address_says_which_database_and_who_asks(own_redis: OwnRedis) -> No
 
 
 def test_who_waits_for_a_redis_that_dies_hears_of_it(own_redis: OwnRedis) -> None:
-    """Nobody waits for ever: a lost connection is told to all who wait for an answer, and to who comes late."""
+    """Nobody waits for ever: a lost connection is told to who waits for an answer, and to who comes late."""
 
     async def test(line: Line) -> None:
         waiting = [asyncio.ensure_future(line.ask([("BLPOP", "nothing", 0)])) for _ in range(3)]
