@@ -77,7 +77,7 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title="Millrace gateway", version="1", description=DESCRIPTION, lifespan=lifespan)
     app.state.settings = settings
     for router in web.routers(f"connectors.{pipeline.name}.http" for pipeline in PIPELINES):
-        app.include_router(router)
+        web.include(app, router)
     problems.install(app)
     telemetry.install(app, "gateway", health, check)
     hardening.install(app, settings, "gateway", health)

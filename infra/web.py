@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import uvicorn
 from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute, APIWebSocketRoute, iter_route_contexts
 
 from infra import tls
 from infra.prompt_http import PromptHttp
@@ -41,6 +42,57 @@ def routers(modules: Iterable[str]) -> Iterator[APIRouter]:
         if not isinstance(router, APIRouter):
             raise TypeError(f"{name}.router is {router!r}; make it a fastapi.APIRouter")
         yield router
+
+
+_OF_A_ROUTE = (
+    "response_model",
+    "status_code",
+    "tags",
+    "dependencies",
+    "summary",
+    "description",
+    "response_description",
+    "responses",
+    "deprecated",
+    "methods",
+    "operation_id",
+    "response_model_include",
+    "response_model_exclude",
+    "response_model_by_alias",
+    "response_model_exclude_unset",
+    "response_model_exclude_defaults",
+    "response_model_exclude_none",
+    "include_in_schema",
+    "response_class",
+    "name",
+    "callbacks",
+    "openapi_extra",
+    "generate_unique_id_function",
+    "strict_content_type",
+    "max_body_size",
+)
+
+
+def include(app: FastAPI, router: APIRouter) -> None:
+    """As `app.include_router(router)`, with the router's routes made the application's own.
+
+    FastAPI looks for a request's route in each router that it was given, and once more in the one that has
+    it, and so on inwards: by then a request has cost as much as its answer takes. Raises TypeError for what
+    is neither a route nor a WebSocket's.
+    """
+    app.include_router(router)  # for its lifespan
+    included = app.router.routes.pop()
+    for found in iter_route_contexts([included]):
+        route = found.original_route
+        if isinstance(route, APIRoute) and found.path and found.endpoint:
+            told = {name: getattr(found, name) for name in _OF_A_ROUTE}
+            app.router.add_api_route(found.path, found.endpoint, route_class_override=type(route), **told)
+        elif isinstance(route, APIWebSocketRoute) and found.path and found.endpoint:
+            app.router.add_api_websocket_route(
+                found.path, found.endpoint, found.name, dependencies=found.dependencies
+            )
+        else:
+            raise TypeError(f"{route!r} cannot be included; make it a route of a SecuredRouter")
 
 
 def run(app: FastAPI, url: str, drain_s: float) -> None:
