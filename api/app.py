@@ -72,7 +72,13 @@ def create_app(settings: Settings) -> FastAPI:
             )
         return found
 
-    app = FastAPI(title="Millrace API", version="1", description=DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(
+        title="Millrace API",
+        version="1",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        telemetry=telemetry.FRAMEWORKS_OWN,
+    )
     app.state.settings = settings
     # Set as soon as the server is told to end (`infra.web`): answers that have no end wait for it.
     app.state.ending = threading.Event()

@@ -74,7 +74,13 @@ def create_app(settings: Settings) -> FastAPI:
             "registry": await _registry_unreachable(settings.schema_registry_url),
         }
 
-    app = FastAPI(title="Millrace gateway", version="1", description=DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(
+        title="Millrace gateway",
+        version="1",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        telemetry=telemetry.FRAMEWORKS_OWN,
+    )
     app.state.settings = settings
     for router in web.routers(f"connectors.{pipeline.name}.http" for pipeline in PIPELINES):
         web.include(app, router)
