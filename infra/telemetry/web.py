@@ -20,8 +20,8 @@ Checks = Callable[[], Awaitable[Mapping[str, str | None]]]
 """Looks at what the service depends on: condition name to None (holds) or the reason why it does not."""
 
 FRAMEWORKS_OWN: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
-"""For `FastAPI(telemetry=…)`: by itself it would send what it sees, bodies too, where the environment says so,
-and look at each request whether it does."""
+"""For `FastAPI(telemetry=…)`: by itself it sends what it sees, bodies too, where the environment says so, and
+looks at each request whether it does."""
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
