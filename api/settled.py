@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 WAIT_S = 2.0
 LOOK_S = 0.02
 ASK_S = 2.0
+TOGETHER_S = 0.005
+"""A question to the broker costs this process as much as a query does, and a thread."""
 AWAY_S = 5.0
 """While the broker is away it is asked once in so long."""
 
@@ -90,7 +92,8 @@ class Settling:
         asked = self._ends.get(topic.name)
         if asked is None:
             # Never by the answer to an earlier question: what was answered since would not be in it.
-            asked = self._ends[topic.name] = AskedTogether(lambda: asyncio.to_thread(self._ask, topic))
+            asked = AskedTogether(lambda: asyncio.to_thread(self._ask, topic), TOGETHER_S)
+            self._ends[topic.name] = asked
         ends = await asked()
         if ends is None:
             self._away_until = time.monotonic() + AWAY_S

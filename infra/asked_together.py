@@ -13,8 +13,9 @@ class AskedTogether(Generic[T]):
     """Asks one question at a time. Who comes while one is under way waits for the next, with all others who
     came meanwhile: nobody has the answer to a question that was put before they asked. On one event loop."""
 
-    def __init__(self, ask: Callable[[], Awaitable[T]]) -> None:
-        self._ask = ask
+    def __init__(self, ask: Callable[[], Awaitable[T]], pause_s: float = 0.0) -> None:
+        """`pause_s`: how long a question waits for more who would ask it."""
+        self._ask, self._pause_s = ask, pause_s
         self._under_way = asyncio.Lock()
         self._next: asyncio.Task[T] | None = None
 
@@ -28,6 +29,8 @@ class AskedTogether(Generic[T]):
 
     async def _put(self) -> T:
         async with self._under_way:
+            if self._pause_s:
+                await asyncio.sleep(self._pause_s)
             self._next = None  # from here on it is too late to join
             return await self._ask()
 
