@@ -109,13 +109,9 @@ class Rows:
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[Any]:
-        objects = {kind: sorted(ids) for kind, ids in self.principal.objects.items()}
-        whose = {"tenant": _text(self.tenant.encode()), "objects": _text(orjson.dumps(objects))}
         async with self.pool.acquire() as connection:
             try:
-                # Both in one message, which takes no parameters: each way to the database and back costs
-                # this process as much as the query itself.
-                await connection.execute(_BEGIN.format(**whose))
+                await connection.execute(_begin(self.principal))
                 yield connection
             except BaseException:
                 if not connection.is_closed():
@@ -153,9 +149,15 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(asyncpg.UndefinedTableError, _on_undefined)
 
 
-def _text(value: bytes) -> str:
-    """SQL for a text, given as UTF-8: whatever is in it, the statement has hexadecimal digits alone."""
-    return _TEXT.format(value.hex())
+def _begin(principal: Principal) -> str:
+    """SQL that begins a transaction and says whose it is.
+
+    One message, as each way to the database and back costs this process as much as a query. Such a message
+    takes no parameters: whatever is in the values, the statement has their hexadecimal digits alone.
+    """
+    objects = {kind: sorted(ids) for kind, ids in principal.objects.items()}
+    values = {"tenant": principal.tenant.encode(), "objects": orjson.dumps(objects)}
+    return _BEGIN.format(**{name: _TEXT.format(value.hex()) for name, value in values.items()})
 
 
 async def _as_it_is(connection: Any) -> None:
