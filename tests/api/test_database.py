@@ -100,7 +100,7 @@ def test_tenants_do_not_mix_in_the_pool(database: Settings) -> None:
 
 
 def test_names_are_no_sql(database: Settings) -> None:
-    """Quotes, backslashes, line ends and other alphabets in a tenant's or object's name are told as they are."""
+    """Quotes, backslashes, line ends and other alphabets in a tenant's or object's name stay what they are."""
     signed_in(database)
     odd = """o'neil'); SELECT set_config('millrace.tenant', 'x', true); --\\ $1 {} %s \n \N{SNOWMAN}"""
 
@@ -117,7 +117,7 @@ def test_names_are_no_sql(database: Settings) -> None:
 
 
 def test_a_request_that_is_given_up_ends_its_transaction(database: Settings) -> None:
-    """Cancelled in the middle of a query, a connection is given back outside any transaction, as nobody's."""
+    """Cancelled amid a query, a connection is given back outside any transaction, as nobody's."""
     signed_in(database)
 
     async def main() -> None:
