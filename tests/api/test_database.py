@@ -100,7 +100,7 @@ def test_tenants_do_not_mix_in_the_pool(database: Settings) -> None:
 
 
 def test_names_are_no_sql(database: Settings) -> None:
-    """Quotes, backslashes, line ends and other alphabets in a tenant's or object's name stay what they are."""
+    """Quotes, backslashes, line ends and other alphabets in a tenant's or object's name stay as they are."""
     signed_in(database)
     odd = """o'neil'); SELECT set_config('millrace.tenant', 'x', true); --\\ $1 {} %s \n \N{SNOWMAN}"""
 
