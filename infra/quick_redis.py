@@ -42,8 +42,8 @@ class QuickRedis:
         self.away = False
 
     async def ask(self, *command: Word) -> Any:
-        """What the command answers: bytes, int, None, or a list. Raises `RedisAway`, after `ANSWER_S` at the
-        latest."""
+        """What the command answers: bytes, int, None, or a list. Raises `RedisAway` where it does not answer
+        within `ANSWER_S`."""
         return (await self.ask_all([command]))[0]
 
     async def ask_all(self, commands: Sequence[Command]) -> list[Any]:
@@ -52,8 +52,7 @@ class QuickRedis:
         if self.away:
             raise RedisAway("Redis did not answer a moment ago")
         try:
-            async with asyncio.timeout(ANSWER_S):
-                return await self._asked(commands)
+            return await self._asked(commands)
         except NoScriptError:
             raise
         except (RedisError, OSError, TimeoutError) as error:
@@ -93,7 +92,8 @@ class QuickRedis:
         assert self._opening is not None
         async with self._opening:
             if self._line is None or not self._line.is_open:
-                self._line = await Line.open(self._url)
+                async with asyncio.timeout(ANSWER_S):
+                    self._line = await Line.open(self._url, ANSWER_S)
             return self._line
 
     def _require_loop(self) -> None:
@@ -112,8 +112,7 @@ class QuickRedis:
         while True:
             await asyncio.sleep(LOOK_AGAIN_S)
             try:
-                async with asyncio.timeout(ANSWER_S):
-                    await (await self._opened()).ask([("PING",)])
+                await (await self._opened()).ask([("PING",)])
             except (RedisError, OSError, TimeoutError):
                 self._hang_up()
                 continue

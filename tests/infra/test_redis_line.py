@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -22,7 +23,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def on_line(url: str, test: Callable[[Line], Awaitable[None]]) -> None:
     async def main() -> None:
-        line = await Line.open(url)
+        line = await Line.open(url, 2.0)
         try:
             await test(line)
         finally:
@@ -95,10 +96,31 @@ def test_what_is_no_redis_is_left() -> None:
             writer.close()
 
         server = await asyncio.start_server(other, "127.0.0.1", 0)
-        line = await Line.open(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        line = await Line.open(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}", 2.0)
         with pytest.raises(ConnectionError):
             await asyncio.wait_for(line.ask([("PING",)]), 5)
         server.close()
+
+    asyncio.run(main())
+
+
+def test_a_silent_redis_is_told_from_a_process_that_is_late(own_redis: OwnRedis) -> None:
+    """Answers that have come are taken, however long this process did not look; a Redis that says nothing for
+    the time of an answer is left, and whoever waits hears so."""
+
+    async def main() -> None:
+        line = await Line.open(own_redis.url, 0.2)
+        asked = asyncio.ensure_future(line.ask([("PING",)]))
+        await asyncio.sleep(0)
+        time.sleep(0.5)  # noqa: ASYNC251 - the loop stands still, as under load
+        assert await asked == [b"PONG"]
+        began = time.monotonic()
+        for one in await asyncio.gather(
+            *(line.ask([("BLPOP", "nothing", 0)]) for _ in range(3)), return_exceptions=True
+        ):
+            assert isinstance(one, TimeoutError)
+        assert 0.2 <= time.monotonic() - began < 2
+        assert not line.is_open
 
     asyncio.run(main())
 
