@@ -55,7 +55,7 @@ class QuickRedis:
             return await self._asked(commands)
         except NoScriptError:
             raise
-        except (RedisError, OSError, TimeoutError) as error:
+        except (RedisError, OSError) as error:
             if not self.away:
                 self.away = True
                 log.warning("redis is away; this process does without", extra={"reason": repr(error)})
@@ -91,10 +91,15 @@ class QuickRedis:
     async def _opened(self) -> Line:
         assert self._opening is not None
         async with self._opening:
+            if self.away:  # as who had the turn before has found
+                raise RedisAway("Redis did not answer a moment ago")
             if self._line is None or not self._line.is_open:
-                async with asyncio.timeout(ANSWER_S):
-                    self._line = await Line.open(self._url, ANSWER_S)
+                self._line = await self._new()
             return self._line
+
+    async def _new(self) -> Line:
+        async with asyncio.timeout(ANSWER_S):
+            return await Line.open(self._url, ANSWER_S)
 
     def _require_loop(self) -> None:
         loop = asyncio.get_running_loop()
@@ -112,9 +117,8 @@ class QuickRedis:
         while True:
             await asyncio.sleep(LOOK_AGAIN_S)
             try:
-                await (await self._opened()).ask([("PING",)])
-            except (RedisError, OSError, TimeoutError):
-                self._hang_up()
+                self._line = await self._new()
+            except (RedisError, OSError):
                 continue
             self.away = False
             log.warning("redis is back")

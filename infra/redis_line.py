@@ -38,7 +38,7 @@ class Line(asyncio.Protocol):
 
     @classmethod
     async def open(cls, url: str, answer_s: float) -> Line:
-        """Connected to `redis://`, `rediss://` or `unix://`, and let in. An answer that takes longer than
+        """Connected to a `redis://`, `rediss://` or `unix://` that serves us. An answer that takes longer than
         `answer_s` ends the connection. Raises OSError, `RedisError`."""
         told: dict[str, Any] = {**parse_url(url)}
         loop = asyncio.get_running_loop()
@@ -56,7 +56,7 @@ class Line(asyncio.Protocol):
         if told.get("db"):
             first.append(("SELECT", told["db"]))
         try:
-            await line.ask(first)
+            await line.ask([*first, ("PING",)])
         except BaseException:
             line.close()
             raise
