@@ -38,8 +38,8 @@ class Line(asyncio.Protocol):
 
     @classmethod
     async def open(cls, url: str, answer_s: float) -> Line:
-        """Connected to a `redis://`, `rediss://` or `unix://` that serves us. An answer that takes longer than
-        `answer_s` ends the connection. Raises OSError, `RedisError`."""
+        """Connected to a `redis://`, `rediss://` or `unix://` that serves us. An answer that takes longer
+        than `answer_s` ends the connection. Raises OSError, `RedisError`."""
         told: dict[str, Any] = {**parse_url(url)}
         loop = asyncio.get_running_loop()
         line = cls(answer_s)
