@@ -103,7 +103,7 @@ mutants: setup ## Take each safeguard out and require its test to fail
 
 # --- measure ---
 
-BENCHMARKS := process sink codec latency decision million rule_cost
+BENCHMARKS := process sink codec latency decision reads million rule_cost
 LONG_BENCHMARKS := nexmark recovery scale
 .PHONY: bench bench-full bench-soak $(BENCHMARKS:%=bench-%) $(LONG_BENCHMARKS:%=bench-%)
 bench: $(BENCHMARKS:%=bench-%) ## All benchmarks beside their peers, three slices of 15 s each, with their checks

@@ -72,16 +72,22 @@ def create_app(settings: Settings) -> FastAPI:
             )
         return found
 
-    app = FastAPI(title="Millrace API", version="1", description=DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(
+        title="Millrace API",
+        version="1",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        telemetry=telemetry.FRAMEWORKS_OWN,
+    )
     app.state.settings = settings
     # Set as soon as the server is told to end (`infra.web`): answers that have no end wait for it.
     app.state.ending = threading.Event()
-    app.include_router(oauth.router)
-    app.include_router(pipelines.router)
-    app.include_router(streams.router)
-    app.include_router(webhooks.router)
+    web.include(app, oauth.router)
+    web.include(app, pipelines.router)
+    web.include(app, streams.router)
+    web.include(app, webhooks.router)
     for router in web.routers(f"api.{pipeline.name}" for pipeline in PIPELINES):
-        app.include_router(router)
+        web.include(app, router)
     console.install(app, settings, PIPELINES)
     app.add_middleware(GZipMiddleware, minimum_size=1024)
     database.install(app)

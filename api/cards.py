@@ -72,7 +72,6 @@ FROM (SELECT *, extract(hour FROM occurred_at AT TIME ZONE 'UTC')::int AS hour
 GROUP BY GROUPING SETS ((), (merchant_id), (country), (mcc), (channel), (hour), (currency))
 ORDER BY transactions DESC, merchant_id, country, mcc, channel, hour, currency
 """  # noqa: S608 -- likewise
-_POSITIONS = "SELECT partition, next_offset FROM checkpoints WHERE consumer = $1 AND topic = $2"
 _OF = {63 - (32 >> n): name for n, name in enumerate(("merchants", "countries", "mccs", "channels", "hours"))}
 _COLUMN = {
     "merchants": "merchant_id",
@@ -226,10 +225,7 @@ async def profile(
     await sinks.settled(database, CARD_DECISIONS, PIPELINE.sink_name)
     own = _own(database, card_id)
     # Read before the rows: what is stored in between then counts as news.
-    positions = {
-        row["partition"]: row["next_offset"]
-        for row in await database.fetch(_POSITIONS, PIPELINE.sink_name, CARD_DECISIONS.name)
-    }
+    positions = await sinks.stored(database, CARD_DECISIONS, PIPELINE.sink_name)
     name = f"millrace:profile:{hashlib.sha256(orjson.dumps(own)).hexdigest()}"
     remembered = await _remembered(redis, name, positions)
     if remembered is not None:
@@ -254,7 +250,7 @@ async def profile(
 
 async def _remembered(redis: QuickRedis, name: str, positions: Mapping[int, int]) -> Profile | None:
     try:
-        found: Any = await redis.ask(lambda client: client.get(name))
+        found: Any = await redis.ask("GET", name)
     except RedisAway:
         return None
     if found is None:
@@ -266,7 +262,7 @@ async def _remembered(redis: QuickRedis, name: str, positions: Mapping[int, int]
 async def _remember(redis: QuickRedis, name: str, partition: int, position: int, made: Profile) -> None:
     value = orjson.dumps([partition, position, made.model_dump_json()])
     try:
-        await redis.ask(lambda client: client.set(name, value, ex=PROFILE_S))
+        await redis.ask("SET", name, value, "EX", PROFILE_S)
     except RedisAway:
         pass  # the ledger is asked again
 

@@ -1,7 +1,8 @@
 """Reading what was answered a moment ago: wait until a sink has stored all that stands in its topic now.
 
 Whoever was told of a result may ask for its row before the sink has written it. Only where a row is missed
-is the broker asked how far the topic reaches, and the sink's positions are awaited there.
+is the broker asked how far the topic reaches, and the sink's positions are awaited there. Of many who wait at
+the same time one asks for all.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from fastapi import FastAPI
 from starlette.requests import HTTPConnection
 
 from api.database import Rows
+from infra.asked_together import AskedTogether
 from infra.broker import admin
 from infra.kafka_access import KafkaAccess
 from infra.problems import Problem
@@ -29,6 +31,8 @@ log = logging.getLogger(__name__)
 WAIT_S = 2.0
 LOOK_S = 0.02
 ASK_S = 2.0
+TOGETHER_S = 0.005
+"""A question to the broker costs this process as much as a query does, and a thread."""
 AWAY_S = 5.0
 """While the broker is away it is asked once in so long."""
 
@@ -42,17 +46,18 @@ class Settling:
         self._access = access
         self._client: AdminClient | None = None
         self._away_until = 0.0
+        self._ends: dict[str, AskedTogether[dict[int, int] | None]] = {}
+        self._stored: dict[tuple[str, str], AskedTogether[dict[int, int]]] = {}
 
     async def settled(self, database: Rows, topic: Topic, sink: str) -> None:
         """Return once `sink` has stored all that stands in the topic now, or where that cannot be told.
 
         Raises `Problem` 503 where it does not get there in `WAIT_S`.
         """
-        end = await self._ends(topic)
+        end = await self._ends_of(topic)
         until = time.monotonic() + WAIT_S
         while end:
-            rows = await database.fetch(_POSITIONS, sink, topic.name)
-            stored = {row["partition"]: row["next_offset"] for row in rows}
+            stored = await self.stored(database, topic, sink)
             end = {
                 partition: offset for partition, offset in end.items() if stored.get(partition, 0) < offset
             }
@@ -67,12 +72,29 @@ class Settling:
             if end:
                 await asyncio.sleep(LOOK_S)
 
-    async def _ends(self, topic: Topic) -> dict[int, int] | None:
+    async def stored(self, database: Rows, topic: Topic, sink: str) -> dict[int, int]:
+        """Up to where `sink` has stored each partition of the topic."""
+        asked = self._stored.get((sink, topic.name))
+        if asked is None:
+            pool = database.pool  # positions are nobody's: they are read as of no tenant
+
+            async def ask() -> dict[int, int]:
+                rows = await pool.fetch(_POSITIONS, sink, topic.name)
+                return {row["partition"]: row["next_offset"] for row in rows}
+
+            asked = self._stored[sink, topic.name] = AskedTogether(ask)
+        return await asked()
+
+    async def _ends_of(self, topic: Topic) -> dict[int, int] | None:
         """The end of each partition that holds anything; None where the broker does not tell."""
         if time.monotonic() < self._away_until:
             return None
-        # Never by the answer to an earlier question: what was answered since would not be in it.
-        ends = await asyncio.to_thread(self._ask, topic)
+        asked = self._ends.get(topic.name)
+        if asked is None:
+            # Never by the answer to an earlier question: what was answered since would not be in it.
+            asked = AskedTogether(lambda: asyncio.to_thread(self._ask, topic), TOGETHER_S)
+            self._ends[topic.name] = asked
+        ends = await asked()
         if ends is None:
             self._away_until = time.monotonic() + AWAY_S
         return ends

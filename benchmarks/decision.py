@@ -120,9 +120,13 @@ class Doors:
             cores = {n: round((u.look() - before[n]) / schedule.seconds, 3) for n, u in usages.items()}
             if client.wait(PATIENCE_SECONDS + END_SECONDS):
                 raise SubjectFailed(f"the client ended with code {client.returncode}; its words are above")
+        answers = Answers.load(folder)
+        statuses = Counter(answers.status.tolist())
+        if refused := {status: n for status, n in statuses.items() if status not in (200, 202)}:
+            raise SubjectFailed(f"at {schedule.rate:,}/s requests were refused, by status: {refused}")
         self.load.sent = schedule.end
         self.load.settle(self._roles)
-        return self._reckon(schedule, Answers.load(folder), begin_ns, firsts, cores)
+        return self._reckon(schedule, answers, begin_ns, firsts, cores)
 
     def _requests(self, schedule: Schedule) -> tuple[list[tuple[str, bytes]], list[int]]:
         """Requests with their lanes, and how many transactions were due before each."""

@@ -30,23 +30,27 @@ Ints = npt.NDArray[np.int64]
 
 CONNECTIONS = 400
 """The most that are open; the gateway works on 512 requests at a time."""
+BROKEN, UNSENT = 0, -1
+"""Instead of a status: the connection broke; the client had no connection left in time."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What came of each request, in order: status (0 where the connection broke), when, and its body."""
+    """What came of each request, in order: status (or `BROKEN`, `UNSENT`), when, and its body."""
 
     status: Ints
     at_ns: Ints
     late_ns: Ints
     """How late the client itself was to look at it."""
+    again: Ints
+    """1 where the answer said when to come again."""
     bodies: list[bytes]
 
     @classmethod
     def load(cls, folder: Path) -> Answers:
         """As the client has left them."""
         with np.load(folder / "answers.npz") as found:
-            numbers = [found[name] for name in ("status", "at_ns", "late_ns")]
+            numbers = [found[name] for name in ("status", "at_ns", "late_ns", "again")]
         return cls(*numbers, bodies=[body for _, body in read(folder / "bodies.arrow")])
 
 
@@ -67,6 +71,16 @@ def post(url: str, path: str, headers: dict[str, str], body: bytes) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
+def get(url: str, path: str, headers: dict[str, str]) -> bytes:
+    """A request without a body as it goes over the wire."""
+    lines = [
+        f"GET {path} HTTP/1.1",
+        f"Host: {urlsplit(url).netloc}",
+        *(f"{name}: {value}" for name, value in headers.items()),
+    ]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
 def write(path: Path, rows: Iterable[tuple[str, bytes]]) -> None:
     """Store requests with their lanes, for `read`."""
     lanes, requests = zip(*rows, strict=True)
@@ -83,9 +97,10 @@ def read(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 class Connection(asyncio.Protocol):
-    """One connection, one request at a time; `on_answer` is called with its status and body."""
+    """One connection, one request at a time; `on_answer` is called with its status, whether it says when to
+    come again, and its body."""
 
-    def __init__(self, on_answer: Callable[[Connection, int, bytes], None]) -> None:
+    def __init__(self, on_answer: Callable[[Connection, int, bool, bytes], None]) -> None:
         self._on_answer = on_answer
         self._transport: asyncio.Transport | None = None
         self._got = bytearray()
@@ -124,24 +139,35 @@ class Connection(asyncio.Protocol):
         self._busy = False
         if b"connection: close" in head:
             self.close()
-        self._on_answer(self, int(head[9:12]), body)
+        self._on_answer(self, int(head[9:12]), b"\r\nretry-after:" in head, body)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._busy:
             self._busy = False
-            self._on_answer(self, 0, b"")
+            self._on_answer(self, BROKEN, False, b"")
 
 
 class Client:
     """Sends requests by a schedule. Used on one event loop."""
 
-    def __init__(self, url: str, requests: Iterable[tuple[str, bytes]], due: Ints) -> None:
+    def __init__(
+        self,
+        url: str,
+        requests: Iterable[tuple[str, bytes]],
+        due: Ints,
+        connections: int = CONNECTIONS,
+        give_up_ns: int | None = None,
+    ) -> None:
+        """`connections`: the most that are open. `give_up_ns`: what has none so long after it was due is not
+        sent any more."""
         self._url = urlsplit(url)
+        self._most, self._give_up_ns = connections, give_up_ns
         self._requests = list(requests)
         self._due = due
         self._status = np.zeros(len(due), np.int64)
         self._at_ns = np.zeros(len(due), np.int64)
         self._late_ns = np.zeros(len(due), np.int64)
+        self._again = np.zeros(len(due), np.int64)
         self._bodies: list[bytes] = [b""] * len(due)
         self._left = len(due)
         self._lanes: dict[str, deque[int]] = {}
@@ -167,7 +193,7 @@ class Client:
             await self._all.wait()
         for connection in self._free:
             connection.close()
-        return Answers(self._status, self._at_ns, self._late_ns, self._bodies)
+        return Answers(self._status, self._at_ns, self._late_ns, self._again, self._bodies)
 
     def _fall_due(self, number: int) -> None:
         lane = self._requests[number][0]
@@ -186,7 +212,7 @@ class Client:
                 return
             self._open -= 1
         self._ready.append(number)
-        if self._open < CONNECTIONS:
+        if self._open < self._most:
             self._open += 1
             task = asyncio.create_task(self._connect())
             self._connecting.add(task)
@@ -199,11 +225,16 @@ class Client:
         )
         self._next(connection)
 
-    def _answered(self, connection: Connection, status: int, body: bytes) -> None:
+    def _answered(self, connection: Connection, status: int, again: bool, body: bytes) -> None:
         number = connection.number
+        self._again[number] = again
+        self._bodies[number] = body
+        self._settle(number, status)
+        self._next(connection)
+
+    def _settle(self, number: int, status: int) -> None:
         self._at_ns[number] = time.monotonic_ns()
         self._status[number] = status
-        self._bodies[number] = body
         self._left -= 1
         if not self._left:
             self._all.set()
@@ -213,9 +244,12 @@ class Client:
             self._ready.append(waiting.popleft())
         else:
             del self._lanes[lane]
-        self._next(connection)
 
     def _next(self, connection: Connection) -> None:
+        if self._give_up_ns is not None:
+            latest = time.monotonic_ns() - self._give_up_ns
+            while self._ready and self._due[self._ready[0]] < latest:
+                self._settle(self._ready.popleft(), UNSENT)
         if not connection.is_open:
             self._open -= 1
             if self._ready:
@@ -238,10 +272,17 @@ def main() -> int:
         begin = time.monotonic_ns() + LEAD_NS
         print(f"begin {begin}", flush=True)
         due = due_ns(len(requests), job["rate"], job["size"]) + begin
-        return await Client(job["url"], requests, due).run(job["patience_s"])
+        client = Client(job["url"], requests, due, job.get("connections", CONNECTIONS), job.get("give_up_ns"))
+        return await client.run(job["patience_s"])
 
     answers = uvloop.run(load())
-    np.savez(folder / "answers.npz", status=answers.status, at_ns=answers.at_ns, late_ns=answers.late_ns)
+    np.savez(
+        folder / "answers.npz",
+        status=answers.status,
+        at_ns=answers.at_ns,
+        late_ns=answers.late_ns,
+        again=answers.again,
+    )
     write(folder / "bodies.arrow", (("", body) for body in answers.bodies))
     return 0
 

@@ -74,10 +74,16 @@ def create_app(settings: Settings) -> FastAPI:
             "registry": await _registry_unreachable(settings.schema_registry_url),
         }
 
-    app = FastAPI(title="Millrace gateway", version="1", description=DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(
+        title="Millrace gateway",
+        version="1",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        telemetry=telemetry.FRAMEWORKS_OWN,
+    )
     app.state.settings = settings
     for router in web.routers(f"connectors.{pipeline.name}.http" for pipeline in PIPELINES):
-        app.include_router(router)
+        web.include(app, router)
     problems.install(app)
     telemetry.install(app, "gateway", health, check)
     hardening.install(app, settings, "gateway", health)

@@ -13,17 +13,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from redis.asyncio import Redis
-
-from infra.quick_redis import QuickRedis, RedisAway
+from infra.quick_redis import QuickRedis, RedisAway, Script
 
 KEPT_S = 24 * 60 * 60
 """How long it is known what a key was used for."""
 KEPT_HERE = 100_000
 
 _IF_MINE = "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end "
-_SETTLE = _IF_MINE + "redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) return 1"
-_RELEASE = _IF_MINE + "redis.call('DEL', KEYS[1]) return 1"
+_SETTLE = Script(_IF_MINE + "redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) return 1")
+_RELEASE = Script(_IF_MINE + "redis.call('DEL', KEYS[1]) return 1")
 
 
 class BeingWorkedOn(Exception):
@@ -98,16 +96,14 @@ class Claims:
         """Take it in Redis, where that answers. Whether it is settled there for the same."""
         name, value = self._prefix + key, f"{fingerprint}:{token}"
 
-        async def take(client: Redis) -> bytes | None:
-            before = await client.set(name, value, nx=True, get=True, px=int(held_s * 1000))
-            assert before is None or isinstance(before, bytes)
-            return before
-
         try:
-            before = await self._redis.ask(take)
+            before: bytes | None = await self._redis.ask(
+                "SET", name, value, "NX", "GET", "PX", int(held_s * 1000)
+            )
         except RedisAway:
             return False
-        if before is None:
+        # It may have been sent twice, where the first answer was lost.
+        if before is None or before == value.encode():
             return False
         known, _, holder = before.decode().partition(":")
         _compare(known, fingerprint, holder)
@@ -116,15 +112,12 @@ class Claims:
     async def _end(self, key: str, fingerprint: str, token: str, is_settled: bool) -> None:
         name, mine = self._prefix + key, f"{fingerprint}:{token}"
 
-        async def end(client: Redis) -> None:
+        try:
             # Only where it is still ours, as well.
             if is_settled:
-                await client.eval(_SETTLE, 1, name, mine, f"{fingerprint}:", KEPT_S * 1000)
+                await self._redis.run(_SETTLE, [name], [mine, f"{fingerprint}:", KEPT_S * 1000])
             else:
-                await client.eval(_RELEASE, 1, name, mine)
-
-        try:
-            await self._redis.ask(end)
+                await self._redis.run(_RELEASE, [name], [mine])
         except RedisAway:
             pass  # it expires there
 

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import Any
 
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import NoScriptError, RedisError
+
+from infra.redis_line import Command, Line, Word
 
 log = logging.getLogger(__name__)
 
 ANSWER_S = 0.1
 LOOK_AGAIN_S = 1.0
 
-T = TypeVar("T")
-
 
 class RedisAway(ConnectionError):
     """Redis does not answer now, or did not a moment ago."""
+
+
+class Script:
+    """A Lua script. Redis keeps it by its hash, so that its text is sent once."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.digest = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
 class QuickRedis:
@@ -29,55 +35,90 @@ class QuickRedis:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._client: Redis | None = None
+        self._line: Line | None = None
+        self._opening: asyncio.Lock | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._looking: asyncio.Task[None] | None = None
         self.away = False
 
-    async def ask(self, command: Callable[[Redis], Awaitable[T]]) -> T:
-        """What the command answers. Raises `RedisAway`, after `ANSWER_S` at the latest."""
-        client = self._connected()
+    async def ask(self, *command: Word) -> Any:
+        """What the command answers: bytes, int, None, or a list. Raises `RedisAway` where it does not answer
+        within `ANSWER_S`."""
+        return (await self.ask_all([command]))[0]
+
+    async def ask_all(self, commands: Sequence[Command]) -> list[Any]:
+        """As `ask`, for commands that go out together, in order."""
+        self._require_loop()
         if self.away:
             raise RedisAway("Redis did not answer a moment ago")
         try:
-            async with asyncio.timeout(ANSWER_S):
-                return await command(client)
-        except (RedisError, OSError, TimeoutError) as error:
+            return await self._asked(commands)
+        except NoScriptError:
+            raise
+        except (RedisError, OSError) as error:
             if not self.away:
                 self.away = True
                 log.warning("redis is away; this process does without", extra={"reason": repr(error)})
-                self._looking = asyncio.create_task(self._look(client))
+                self._hang_up()
+                self._looking = asyncio.create_task(self._look())
             raise RedisAway(f"{type(error).__name__}: {error}") from error
 
+    async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Word]) -> Any:
+        """What the script answers. Raises `RedisAway` as `ask`."""
+        told = (len(keys), *keys, *arguments)
+        try:
+            return await self.ask("EVALSHA", script.digest, *told)
+        except NoScriptError:  # it was started anew since
+            return await self.ask("EVAL", script.text, *told)
+
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connection."""
         if self._looking is not None:
             self._looking.cancel()
-        if self._client is not None:
-            await self._client.aclose()
-        self._client = self._loop = self._looking = None
+        self._hang_up()
+        self._loop = self._looking = None
         self.away = False
 
-    def _connected(self) -> Redis:
-        loop = asyncio.get_running_loop()
-        if self._client is None or self._loop is not loop:
-            # Its connections belong to the loop on which they were opened.
-            self._loop, self.away = loop, False
-            self._client = Redis.from_url(
-                self._url,
-                socket_timeout=ANSWER_S,
-                socket_connect_timeout=ANSWER_S,
-                retry=Retry(NoBackoff(), 1),  # its connection may be of before Redis was started anew
-            )
-        return self._client
+    async def _asked(self, commands: Sequence[Command]) -> list[Any]:
+        line = self._line
+        if line is not None and line.is_open:
+            try:
+                return await line.ask(commands)
+            except ConnectionError:
+                pass  # it may be of before Redis was started anew
+        return await (await self._opened()).ask(commands)
 
-    async def _look(self, client: Redis) -> None:
+    async def _opened(self) -> Line:
+        assert self._opening is not None
+        async with self._opening:
+            if self.away:  # as who had the turn before has found
+                raise RedisAway("Redis did not answer a moment ago")
+            if self._line is None or not self._line.is_open:
+                self._line = await self._new()
+            return self._line
+
+    async def _new(self) -> Line:
+        async with asyncio.timeout(ANSWER_S):
+            return await Line.open(self._url, ANSWER_S)
+
+    def _require_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            # Its connection belongs to the loop on which it was opened.
+            self._loop, self._line, self.away = loop, None, False
+            self._opening = asyncio.Lock()
+
+    def _hang_up(self) -> None:
+        if self._line is not None:
+            self._line.close()
+            self._line = None
+
+    async def _look(self) -> None:
         while True:
             await asyncio.sleep(LOOK_AGAIN_S)
             try:
-                async with asyncio.timeout(ANSWER_S):
-                    await client.ping()
-            except (RedisError, OSError, TimeoutError):
+                self._line = await self._new()
+            except (RedisError, OSError):
                 continue
             self.away = False
             log.warning("redis is back")

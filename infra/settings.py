@@ -16,6 +16,11 @@ from schemas.grants import OPERATOR
 PORT_API = 0
 PORT_GATEWAY = 1
 PORT_SUPERVISOR = 2
+PORT_API_OWN = 10
+PORT_GATEWAY_OWN = 20
+"""Where each of several API processes, which share one port, is reached by itself; likewise of gateways."""
+SHARING_MOST = 10
+"""So many processes may share a port."""
 PORT_POSTGRES = 32
 PORT_REDIS = 79
 PORT_REGISTRY = 81
@@ -120,6 +125,14 @@ SETTINGS: dict[str, Setting] = {
     "api_url": Setting("API_URL", lambda s: _http(s, PORT_API), "Where the query API listens."),
     "gateway_url": Setting(
         "GATEWAY_URL", lambda s: _http(s, PORT_GATEWAY), "Where the HTTP gateway listens."
+    ),
+    "api_processes": Setting(
+        "MILLRACE_API_PROCESSES",
+        lambda s: "1",
+        "How many processes (up to 10) answer at API_URL: connections are dealt out among them.",
+    ),
+    "gateway_processes": Setting(
+        "MILLRACE_GATEWAY_PROCESSES", lambda s: "1", "How many processes (up to 10) answer at GATEWAY_URL."
     ),
     "database_reader_url": Setting(
         "DATABASE_READER_URL",
@@ -246,7 +259,8 @@ SETTINGS: dict[str, Setting] = {
     "metrics_port": Setting(
         "MILLRACE_METRICS_PORT",
         lambda s: "",
-        "Port of /metrics and /health of a process that is no HTTP service; unset: none.",
+        "Port of /metrics and /health of a process that is no HTTP service, or one of several that share its"
+        " port; unset: none.",
     ),
     "object_store": Setting(
         "MILLRACE_OBJECT_STORE",
@@ -375,6 +389,18 @@ class Settings:
     def port(self, offset: int) -> int:
         """The port at `offset` from this instance's base."""
         return self.number("port_base") + offset
+
+    def http_ports(self, service: str) -> tuple[int, ...]:
+        """Where each process of `api` or `gateway` is reached by itself: at the service's port, or where
+        several share that, at ports of their own. Raises `SettingError`."""
+        processes = self.number(f"{service}_processes")
+        if not 1 <= processes <= SHARING_MOST:
+            variable = SETTINGS[f"{service}_processes"].variable
+            raise SettingError(f"{variable} is {processes}; give 1 to {SHARING_MOST}")
+        if processes == 1:
+            return (urlsplit(self.text(f"{service}_url")).port or 80,)
+        first = PORT_API_OWN if service == "api" else PORT_GATEWAY_OWN
+        return tuple(self.port(first + n) for n in range(processes))
 
     def secret_path(self, name: str) -> Path:
         """The file of a secret."""

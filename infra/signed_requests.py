@@ -33,7 +33,6 @@ from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 
 import httpx
-from redis.asyncio import Redis
 from starlette.requests import Request
 
 from infra.identity.principal import Principal
@@ -139,16 +138,10 @@ class Nonces:
         if not self._claim_own(name):
             return False
         untold, self._untold = self._untold, []
-
-        async def first(client: Redis) -> bool:
-            # What was taken while Redis was away is told first, or another process would take it again.
-            pipeline = client.pipeline(transaction=False)
-            for taken in (*untold, name):
-                pipeline.set(taken, 1, px=2 * WINDOW_S * 1000, nx=True)
-            return bool((await pipeline.execute())[-1])
-
+        # What was taken while Redis was away is told first, or another process would take it again.
+        told = [("SET", taken, 1, "PX", 2 * WINDOW_S * 1000, "NX") for taken in (*untold, name)]
         try:
-            return await self._redis.ask(first)
+            return (await self._redis.ask_all(told))[-1] is not None
         except RedisAway:
             self._untold = [*untold, name, *self._untold][-NONCES_MOST:]
             return True

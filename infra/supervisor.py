@@ -81,7 +81,7 @@ RESTING = {
 class ProcessSpec:
     """A process to keep alive: `python -m module arguments`. `port` is where it serves /metrics and /health:
     its own where it is an HTTP service. `ready_url` answers 200 once the others may start (only the registry
-    has one). `imports` are the modules that it will want."""
+    has one). `imports` are the modules that it will want. `instance` tells several of one kind apart."""
 
     role: str
     pipeline: str
@@ -90,10 +90,15 @@ class ProcessSpec:
     port: int = 0
     ready_url: str | None = None
     imports: tuple[str, ...] = ()
+    instance: int = 0
 
     @property
     def name(self) -> str:
-        return f"{self.role}-{self.pipeline}" if self.pipeline else self.role
+        return _name(self.role, self.pipeline, self.instance)
+
+
+def _name(role: str, pipeline: str, instance: int) -> str:
+    return "-".join(part for part in (role, pipeline, str(instance or "")) if part)
 
 
 PREPARE = ProcessSpec(
@@ -122,11 +127,8 @@ def specs(settings: Settings, pipelines: Pipelines, *, native: bool) -> tuple[Pr
                 imports = (f"{module}.runtime", f"{module}.{p.name}")
                 wanted.append(ProcessSpec(role, p.name, module, (p.name,), imports=imports))
     http = ("infra.web", "connectors.gateway", *(f"connectors.{p.name}.http" for p in pipelines))
-    wanted.append(
-        ProcessSpec(
-            "connector", "gateway", "connectors", ("gateway",), _port_of(settings.gateway_url), imports=http
-        )
-    )
+    gateway = ProcessSpec("connector", "gateway", "connectors", ("gateway",), imports=http)
+    wanted += _each(gateway, settings.http_ports("gateway"))
     mqtt = ("connectors.fleet.mqtt",)
     wanted.append(ProcessSpec("connector", "mqtt", "connectors", ("mqtt",), imports=mqtt))
     if any(t.tick_ms is not None for p in pipelines for t in p.topics):
@@ -136,9 +138,14 @@ def specs(settings: Settings, pipelines: Pipelines, *, native: bool) -> tuple[Pr
         outward = ("connectors.outward.deliverer",)
         wanted.append(ProcessSpec("connector", "webhooks", "connectors", ("webhooks",), imports=outward))
     routes = ("api.app", *(f"api.{p.name}" for p in pipelines))
-    wanted.append(ProcessSpec("api", "all", "api", (), _port_of(settings.api_url), imports=routes))
+    wanted += _each(ProcessSpec("api", "all", "api", imports=routes), settings.http_ports("api"))
     first = settings.port(PORT_METRICS_FIRST)
     return tuple(spec if spec.port else replace(spec, port=first + n) for n, spec in enumerate(wanted))
+
+
+def _each(spec: ProcessSpec, ports: Sequence[int]) -> Iterator[ProcessSpec]:
+    """One process for each port."""
+    return (replace(spec, port=port, instance=n) for n, port in enumerate(ports))
 
 
 def write_targets(settings: Settings, specs: Iterable[ProcessSpec]) -> None:
@@ -181,10 +188,6 @@ def credentials(settings: Settings, spec: ProcessSpec) -> dict[str, str]:
     }
 
 
-def _port_of(url: str) -> int:
-    return urllib.parse.urlsplit(url).port or 80
-
-
 @dataclass(frozen=True, kw_only=True)
 class ProcessState:
     """What is known of a process: one entry of the state file. `since` is when the state was entered."""
@@ -198,10 +201,11 @@ class ProcessState:
     restarts: int = 0
     last_exit: int | None = None
     since: str = ""
+    instance: int = 0
 
     @property
     def name(self) -> str:
-        return f"{self.role}-{self.pipeline}"
+        return _name(self.role, self.pipeline, self.instance)
 
 
 @dataclass(frozen=True)
@@ -393,7 +397,9 @@ class Supervisor:
         found = living(self.home)
         for spec in self.specs:
             known = before.get(spec.name)
-            state = ProcessState(role=spec.role, pipeline=spec.pipeline, port=spec.port)
+            state = ProcessState(
+                role=spec.role, pipeline=spec.pipeline, port=spec.port, instance=spec.instance
+            )
             child = self._children[spec.name] = _Child(spec, state)
             self._enter(child, State.WAITING)
             if spec.name not in found:

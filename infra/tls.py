@@ -35,7 +35,10 @@ def of_our_own(settings: Settings, port: int) -> tuple[str, ssl.SSLContext | Non
     """Where a process of ours serves over loopback, and what to ask it with: trusts our certificate alone,
     whatever host that names."""
     certificate = settings.text("tls_certificate")
-    served = {urlsplit(url).port for url in (settings.api_url, settings.gateway_url)}
+    served = {
+        *(urlsplit(url).port for url in (settings.api_url, settings.gateway_url)),
+        *(own for service in ("api", "gateway") for own in settings.http_ports(service)),
+    }
     if not certificate or port not in served:
         return f"http://127.0.0.1:{port}", None
     context = ssl.create_default_context(cafile=certificate)

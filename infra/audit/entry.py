@@ -53,6 +53,8 @@ class Entry(NamedTuple):
 
 def text(value: str, most: int = TEXT_MOST) -> str:
     """`value` as the database can hold it, cut to `most` characters."""
+    if value.isascii() and len(value) <= most and "\0" not in value:  # as nearly all are
+        return value
     return value[:most].encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 

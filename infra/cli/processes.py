@@ -73,6 +73,7 @@ def processes(settings: Settings) -> list[dict[str, Any]]:
         {
             "role": p.role,
             "pipeline": p.pipeline,
+            "instance": p.instance,
             "pid": p.pid,
             "state": p.state,
             "restarts": p.restarts,
@@ -114,7 +115,7 @@ def ps(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = 
 
 
 def _name(one: dict[str, Any]) -> str:
-    return f"{one['role']} {one['pipeline']}"
+    return f"{one['role']} {one['pipeline']} {one['instance'] or ''}".rstrip()
 
 
 def _ended(process: ProcessState) -> ProcessState:

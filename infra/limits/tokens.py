@@ -11,11 +11,8 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from redis.asyncio import Redis
-from redis.commands.core import AsyncScript
-
 from infra.limits.rates import Rate
-from infra.quick_redis import QuickRedis, RedisAway
+from infra.quick_redis import QuickRedis, RedisAway, Script
 from infra.telemetry.metrics import LIMITED, LIMITS_LOCAL
 
 log = logging.getLogger(__name__)
@@ -29,7 +26,7 @@ SEEN_WITHIN_MS = 15_000
 
 # KEYS: the set of processes, then a bucket for each request. ARGV: this process, how long it counts as seen;
 # then for each bucket tokens a millisecond, and most tokens. Times are Redis's own.
-_TAKE = """
+_TAKE = Script("""
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 redis.call('ZADD', KEYS[1], now, ARGV[1])
@@ -54,7 +51,7 @@ for i = 2, #KEYS do
   out[#out + 1] = string.format('%.6f', tokens)
 end
 return out
-"""
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +88,6 @@ class Tokens:
         self._own: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self._waiting: list[tuple[str, Rate, asyncio.Future[Verdict]]] = []
         self._asking: asyncio.Task[None] | None = None
-        self._script: tuple[Redis, AsyncScript] | None = None
 
     async def take(self, asker: str, route_class: str) -> Verdict:
         """Take a token of this asker's bucket for the class. Never raises, and waits `ANSWER_S` at most."""
@@ -128,14 +124,7 @@ class Tokens:
         arguments: list[str | int] = [self._process, SEEN_WITHIN_MS]
         for _, rate in asked:
             arguments += [repr(rate.per_s / 1000), rate.burst]
-
-        async def call(client: Redis) -> list[bytes | int]:
-            if self._script is None or self._script[0] is not client:
-                self._script = client, client.register_script(_TAKE)
-            answer: list[bytes | int] = await self._script[1](keys=keys, args=arguments)
-            return answer
-
-        processes, *rest = await self._redis.ask(call)
+        processes, *rest = await self._redis.run(_TAKE, keys, arguments)
         self._processes = max(1, int(processes))
         return [
             Verdict(bool(int(taken)), rate, float(tokens))

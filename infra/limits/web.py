@@ -6,9 +6,9 @@ import ipaddress
 import math
 import time
 from collections import OrderedDict
+from functools import lru_cache
 
 from fastapi import FastAPI
-from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -37,7 +37,11 @@ async def charge(connection: HTTPConnection, principal: Principal, route_class: 
 
 def address_of(scope: Scope) -> str:
     """Who is asking where nobody says who they are: the address; of IPv6 the /64, which is one customer's."""
-    host = str((scope.get("client") or ("unknown", 0))[0])
+    return _address(str((scope.get("client") or ("unknown", 0))[0]))
+
+
+@lru_cache(maxsize=BLOCKED_MOST)
+def _address(host: str) -> str:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -139,9 +143,8 @@ def _with_headers(send: Send, verdicts: list[Verdict]) -> Send:
         if message["type"] in _STARTS and verdicts:
             # Of several the one that is nearest to its end.
             tightest = min(verdicts, key=lambda verdict: verdict.tokens / verdict.rate.burst)
-            headers = MutableHeaders(scope=message)
-            for name, value in tightest.headers.items():
-                headers[name] = value
+            told = ((n.lower().encode(), v.encode()) for n, v in tightest.headers.items())
+            message["headers"] = [*message["headers"], *told]
         await send(message)
 
     return with_headers

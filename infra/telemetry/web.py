@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import orjson
 from fastapi import FastAPI
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from fastapi.telemetry import TelemetryConfig
+from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_latest
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -17,6 +18,10 @@ from infra.telemetry.metrics import HTTP_REQUESTS, HTTP_SECONDS
 
 Checks = Callable[[], Awaitable[Mapping[str, str | None]]]
 """Looks at what the service depends on: condition name to None (holds) or the reason why it does not."""
+
+FRAMEWORKS_OWN: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
+"""For `FastAPI(telemetry=…)`: by itself it sends what it sees, bodies too, where the environment says so, and
+looks at each request whether it does."""
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -90,6 +95,9 @@ class _Measured:
     def __init__(self, app: ASGIApp, service: str) -> None:
         self._app = app
         self._service = service
+        # Looked up by their labels' values, which takes the client library longer than all that it then does.
+        self._counters: dict[tuple[str, str, int], Counter] = {}
+        self._timers: dict[tuple[str, str], Histogram] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -111,5 +119,12 @@ class _Measured:
         finally:
             method = scope["method"] if scope["method"] in _METHODS else "other"
             route = getattr(scope.get("route"), "path", "unmatched")
-            HTTP_REQUESTS.labels(self._service, method, route, str(status or "disconnected")).inc()
-            HTTP_SECONDS.labels(self._service, method, route).observe(took_s or time.perf_counter() - started)
+            counter = self._counters.get((method, route, status))
+            if counter is None:
+                counter = HTTP_REQUESTS.labels(self._service, method, route, str(status or "disconnected"))
+                self._counters[method, route, status] = counter
+            counter.inc()
+            timer = self._timers.get((method, route))
+            if timer is None:
+                timer = self._timers[method, route] = HTTP_SECONDS.labels(self._service, method, route)
+            timer.observe(took_s or time.perf_counter() - started)

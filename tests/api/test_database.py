@@ -99,6 +99,44 @@ def test_tenants_do_not_mix_in_the_pool(database: Settings) -> None:
     assert all(wanted == found for wanted, found in asyncio.run(main()))
 
 
+def test_names_are_no_sql(database: Settings) -> None:
+    """Quotes, backslashes, line ends and other alphabets in a tenant's or object's name stay as they are."""
+    signed_in(database)
+    odd = """o'neil'); SELECT set_config('millrace.tenant', 'x', true); --\\ $1 {} %s \n \N{SNOWMAN}"""
+
+    async def main() -> None:
+        principal = Principal("p", "program", odd, frozenset(), {"fleet": frozenset({odd, ""})}, "")
+        async with module.pool(database) as pool:
+            found = await Rows(pool, principal).fetchrow(
+                "SELECT millrace_tenant() AS tenant, millrace_objects('fleet') AS fleets"
+            )
+            assert found is not None and found["tenant"] == odd and set(found["fleets"]) == {odd, ""}
+            assert await pool.fetchval("SELECT millrace_tenant()") is None
+
+    asyncio.run(main())
+
+
+def test_a_request_that_is_given_up_ends_its_transaction(database: Settings) -> None:
+    """Cancelled amid a query, a connection is given back outside any transaction, as nobody's."""
+    signed_in(database)
+
+    async def main() -> None:
+        principal = Principal("p", "program", "acme", frozenset(), {}, "")
+        async with module.pool(database) as pool:
+            for _ in range(3):
+                asked = asyncio.create_task(Rows(pool, principal).fetchval("SELECT pg_sleep(30)::text"))
+                await asyncio.sleep(0.1)
+                asked.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await asked
+            async with pool.acquire() as connection:
+                assert not connection.is_in_transaction()
+                assert await connection.fetchval("SELECT millrace_tenant()") is None
+            assert await Rows(pool, principal).fetchval("SELECT millrace_tenant()") == "acme"
+
+    asyncio.run(main())
+
+
 def test_a_query_that_takes_too_long_is_ended(database: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The database itself ends a query after the limit; the answer says to ask for less."""
     monkeypatch.setattr(module, "STATEMENT_SECONDS", 0.3)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from benchmarks.http_load import Answers, Client, due_ns, post, read, write
+from benchmarks.http_load import UNSENT, Answers, Client, due_ns, post, read, write
 
 SLOW_S = 0.05
 
@@ -28,14 +29,15 @@ class Server:
                 if body == b"break":
                     break
                 await asyncio.sleep(SLOW_S if body.startswith(b"slow") else 0)
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % length + body)
+                again = b"Retry-After: 3\r\n" if body == b"again" else b""
+                writer.write(b"HTTP/1.1 200 OK\r\n%bContent-Length: %d\r\n\r\n" % (again, length) + body)
         except asyncio.IncompleteReadError:
             pass
         finally:
             writer.close()
 
 
-def load(requests: list[tuple[str, bytes]], rate: int) -> tuple[Answers, Server, int]:
+def load(requests: list[tuple[str, bytes]], rate: int, **options: Any) -> tuple[Answers, Server, int]:
     """The answers to requests (lane, body), the server, and when the first was due."""
     server = Server()
 
@@ -44,7 +46,7 @@ def load(requests: list[tuple[str, bytes]], rate: int) -> tuple[Answers, Server,
         url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
         begin = time.monotonic_ns() + 20_000_000
         made = [(lane, post(url, "/", {}, body)) for lane, body in requests]
-        answers = await Client(url, made, due_ns(len(made), rate, 1) + begin).run(10)
+        answers = await Client(url, made, due_ns(len(made), rate, 1) + begin, **options).run(10)
         listening.close()
         return answers, begin
 
@@ -69,6 +71,22 @@ def test_a_broken_connection_is_an_answer_of_its_own() -> None:
     """Status 0; the requests after it have theirs."""
     answers, _, _ = load([("a", b"one"), ("a", b"break"), ("a", b"two"), ("b", b"three")], rate=1_000)
     assert answers.status.tolist() == [200, 0, 200, 200]
+
+
+def test_an_answer_that_names_a_time_is_told_apart() -> None:
+    """Whether an answer said when to come again is known of each."""
+    answers, _, _ = load([("a", b"one"), ("b", b"again"), ("c", b"two")], rate=1_000)
+    assert answers.again.tolist() == [0, 1, 0]
+
+
+def test_what_is_not_sent_in_time_is_given_up() -> None:
+    """With one slow connection and no patience, what is due meanwhile is never sent, and counts as unsent."""
+    slow = [(f"lane {n}", b"slow %d" % n) for n in range(30)]
+    answers, server, _ = load(slow, rate=10_000, connections=1, give_up_ns=int(SLOW_S * 1e9 / 2))
+    sent = answers.status == 200
+    assert 0 < sent.sum() < 30
+    assert len(server.heard) == sent.sum()
+    assert set(answers.status[~sent].tolist()) == {UNSENT}
 
 
 def test_requests_are_kept_as_they_are(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from fastapi import FastAPI, Request
 
-from infra import prompt_http, tls
+from infra import prompt_http, tls, web
 from infra.settings import SettingError, Settings
 from tests.conftest import PORT_BASE
 
@@ -139,7 +139,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 SERVER = """
-import sys
+import os
 from fastapi import FastAPI, Request
 from infra import hardening, web
 from infra.settings import Settings
@@ -149,6 +149,10 @@ app = FastAPI()
 @app.get("/who")
 async def who(request: Request):
     return [request.client.host, request.url.scheme]
+
+@app.get("/pid")
+async def pid():
+    return os.getpid()
 
 hardening.install(app, Settings.load(), "tests")
 web.run(app, Settings.load().api_url, 1)
@@ -167,11 +171,12 @@ def running(home: Path, files: int | None = None, **environ: str) -> Iterator[Se
     limited = () if files is None else ("sh", "-c", f'ulimit -Sn {files}; exec "$@"', "sh")
     command = (*limited, sys.executable, "-c", SERVER)
     process = subprocess.Popen(command, env={**os.environ, **given})
+    at = int(environ.get("MILLRACE_METRICS_PORT", PORT))
     try:
         end = time.monotonic() + 60
         while True:
             with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", PORT)) == 0:
+                if probe.connect_ex(("127.0.0.1", at)) == 0:
                     break
             assert process.poll() is None and time.monotonic() < end, "it does not serve"
             time.sleep(0.1)
@@ -190,6 +195,31 @@ def test_a_low_limit_of_files_is_no_limit_of_connections(tmp_path: Path) -> None
         for one in everyone:
             one.sendall(b"GET /who HTTP/1.1\r\nHost: x\r\n\r\n")
         assert {one.recv(12) for one in everyone} == {b"HTTP/1.1 200"}
+
+
+def pid_at(port: int) -> int:
+    return int(httpx.get(f"http://127.0.0.1:{port}/pid", trust_env=False).text)
+
+
+def test_processes_share_a_port(tmp_path: Path) -> None:
+    """Two processes answer at one port, each also at one of its own; when one ends the other answers all."""
+    settings = Settings({"MILLRACE_PORT_BASE": str(PORT), "MILLRACE_API_PROCESSES": "2"})
+    one, other = settings.http_ports("api")
+    with running(tmp_path, MILLRACE_METRICS_PORT=str(one)):
+        with running(tmp_path, MILLRACE_METRICS_PORT=str(other)):
+            pids = {pid_at(one), pid_at(other)}
+            assert len(pids) == 2
+            assert {pid_at(PORT) for _ in range(64)} == pids
+        assert {pid_at(PORT) for _ in range(16)} == {pid_at(one)}
+
+
+def test_a_port_that_is_taken_is_not_shared(tmp_path: Path) -> None:
+    """One process that has a port to itself keeps it: another that would share it does not start."""
+    with running(tmp_path) as settings:
+        environ = {**os.environ, **settings.environ, "MILLRACE_METRICS_PORT": str(PORT + 10)}
+        ended = subprocess.run([sys.executable, "-c", SERVER], env=environ, capture_output=True, timeout=60)
+    assert ended.returncode == web.DID_NOT_START
+    assert f"127.0.0.1:{PORT} cannot be served" in ended.stderr.decode()
 
 
 def test_tls_is_served_by_the_settings(tmp_path: Path, certificate: tuple[Path, Path]) -> None:

@@ -16,8 +16,9 @@ import pytest
 
 from infra import supervisor
 from infra.forkserver import Birth, ForkServer, lock_holder
-from infra.settings import SETTINGS, Settings
-from infra.supervisor import ProcessState, State
+from infra.settings import PORT_API, SETTINGS, SettingError, Settings
+from infra.supervisor import ProcessState, State, specs
+from schemas.pipelines import PIPELINES
 
 ROOT = Path(__file__).parents[2]
 SLEEPER = "import time; time.sleep(600)"
@@ -278,3 +279,19 @@ def test_a_long_log_is_turned_over(daemon: Daemon, monkeypatch: pytest.MonkeyPat
         writer.write("after\n")
     assert path.read_text() == "after\n"
     assert (tmp_path / "sink-fraud.log.1").read_text() == "before the turn\n"
+
+
+def test_several_processes_of_a_service_have_ports_of_their_own() -> None:
+    """Three APIs are three names at three ports, none of them the one that they share; a single one has that
+    itself; how many there may be is said."""
+    settings = Settings({"MILLRACE_API_PROCESSES": "3"})
+    found = [s for s in specs(settings, PIPELINES, native=True) if s.role == "api"]
+    assert [s.name for s in found] == ["api-all", "api-all-1", "api-all-2"]
+    assert tuple(s.port for s in found) == settings.http_ports("api")
+    every = specs(settings, PIPELINES, native=True)
+    assert len({s.port for s in every} | {settings.port(PORT_API)}) == len(every) + 1
+    (alone,) = (s for s in specs(Settings({}), PIPELINES, native=True) if s.role == "api")
+    assert alone.port == settings.port(PORT_API)
+    for count in ("0", "11"):
+        with pytest.raises(SettingError, match="MILLRACE_GATEWAY_PROCESSES is"):
+            specs(Settings({"MILLRACE_GATEWAY_PROCESSES": count}), PIPELINES, native=True)
