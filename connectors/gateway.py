@@ -74,7 +74,13 @@ def create_app(settings: Settings) -> FastAPI:
             "registry": await _registry_unreachable(settings.schema_registry_url),
         }
 
-    app = FastAPI(title="Millrace gateway", version="1", description=DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(
+        title="Millrace gateway",
+        version="1",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        generate_unique_id_function=web.operation_id,
+    )
     app.state.settings = settings
     for router in web.routers(f"connectors.{pipeline.name}.http" for pipeline in PIPELINES):
         app.include_router(router)
