@@ -31,7 +31,7 @@ demo: setup ## Feed all four domains and watch; DEMO_SECONDS=60 stops by itself 
 # --- verify ---
 
 .PHONY: check lint format test scan
-check: setup scan ## Lint, types, import directions, known weaknesses, generated docs, released schemas
+check: setup scan ## Lint, types, import directions, known weaknesses, generated docs, released schemas, published API
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
