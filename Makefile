@@ -31,7 +31,7 @@ demo: setup ## Feed all four domains and watch; DEMO_SECONDS=60 stops by itself 
 # --- verify ---
 
 .PHONY: check lint format test scan
-check: setup scan ## Lint, types, import directions, known weaknesses, generated docs, released schemas
+check: setup scan ## Lint, types, import directions, known weaknesses, generated docs, released schemas, published API
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -84,6 +84,10 @@ test-real-input: setup ## Whole files of real data through the platform, with th
 .PHONY: test-secure
 test-secure: setup ## The deny matrix principal x operation x topic, and a pipeline, on a secured broker
 	$(BIN)/pytest -m "secure or short_secure" tests/secure
+
+.PHONY: test-hostile
+test-hostile: setup ## Input that nobody thought of, to every route, GraphQL and console, all parts up (EXAMPLES=200)
+	MILLRACE_EXAMPLES=$(or $(EXAMPLES),200) $(BIN)/pytest -s -m alone tests/end_to_end/test_hostile_input.py
 
 .PHONY: test-docker
 test-docker: ## Try the Docker way with our own images, under a daemon of its own; as root

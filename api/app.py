@@ -12,6 +12,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from api import database, pipelines, streams, webhooks
 from api.console import routes as console
 from api.console.site import lifespan as console_lifespan
+from api.graphql import routes as graphql
 from infra import hardening, problems, web
 from infra.identity import oauth, secured
 from infra.identity.authenticator import authenticating
@@ -26,6 +27,7 @@ Reads what the sinks have stored; nothing is written here. Events go in at the g
 - **Who asks** is told by a bearer token, which `POST /v1/oauth/token` gives for a password or a client's
   secret, or by an API key: `Authorization: Bearer …` or `X-API-Key: mk_…`. Each operation names the scope
   that it needs; answers hold rows of the asker's tenant, and of the objects that they may see.
+- **GraphQL** at `/v1/graphql` reads with one query what several routes hold, for whom and as far as they do.
 - **Lists** are paged: `limit` items, and `next_cursor` to be given as `cursor` for the next page.
 - **Times** are ISO 8601 in UTC; **money** is integer minor units with its currency.
 - **Errors** are problem documents (RFC 9457): `422` names each field and the reason; `503` means that the
@@ -78,6 +80,7 @@ def create_app(settings: Settings) -> FastAPI:
         description=DESCRIPTION,
         lifespan=lifespan,
         telemetry=telemetry.FRAMEWORKS_OWN,
+        generate_unique_id_function=web.operation_id,
     )
     app.state.settings = settings
     # Set as soon as the server is told to end (`infra.web`): answers that have no end wait for it.
@@ -88,6 +91,7 @@ def create_app(settings: Settings) -> FastAPI:
     web.include(app, webhooks.router)
     for router in web.routers(f"api.{pipeline.name}" for pipeline in PIPELINES):
         web.include(app, router)
+    web.include(app, graphql.router)
     console.install(app, settings, PIPELINES)
     app.add_middleware(GZipMiddleware, minimum_size=1024)
     database.install(app)

@@ -202,7 +202,7 @@ async def transactions(
     )
 
 
-@router.get("/{card_id}/balance", scope="fraud:read")
+@router.get("/{card_id}/balance", scope="fraud:read", tagged=True)
 async def balance(
     card_id: str,
     database: Database,
@@ -217,7 +217,7 @@ async def balance(
     return Balance(card_id=card_id, at=at, currencies=[CurrencyBalance(**dict(row)) for row in found])
 
 
-@router.get("/{card_id}/profile", scope="fraud:read")
+@router.get("/{card_id}/profile", scope="fraud:read", tagged=True)
 async def profile(
     card_id: str, database: Database, sinks: Sinks, redis: Annotated[QuickRedis, Depends(_profiles)]
 ) -> Profile:

@@ -185,7 +185,7 @@ async def trucks(
     return Page(items=items, next_cursor=encode_cursor(*place))
 
 
-@router.get("/trucks/{truck_id}", scope="fleet:read")
+@router.get("/trucks/{truck_id}", scope="fleet:read", tagged=True)
 async def truck(truck_id: TruckId, database: Database) -> Truck:
     """One truck at its newest position."""
     row = await database.fetchrow(_ONE, *_own(database), truck_id)

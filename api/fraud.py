@@ -80,7 +80,7 @@ class Decision(BaseModel):
     code_version: int
 
 
-@router.get("/decisions/{event_id}", scope="fraud:read")
+@router.get("/decisions/{event_id}", scope="fraud:read", tagged=True)
 async def decision(event_id: str, database: Database, sinks: Sinks) -> Decision:
     """The decision on one transaction, from the moment on at which anybody was answered with it."""
     asked = (_ONE, database.tenant, database.sees("merchant"), event_id)

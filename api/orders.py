@@ -123,7 +123,7 @@ def _own(database: Rows) -> tuple[str, list[str] | None]:
     return database.tenant, database.sees("customer")
 
 
-@router.get("/orders/{order_id}", scope="orders:read")
+@router.get("/orders/{order_id}", scope="orders:read", tagged=True)
 async def order(order_id: Id, database: Database) -> Order:
     """An order with its lines and its newest status."""
     found = await database.fetch(_ONE, *_own(database), order_id)
@@ -167,7 +167,7 @@ async def orders_of_customer(
     )
 
 
-@router.get("/stock/{sku}", scope="orders:read")
+@router.get("/stock/{sku}", scope="orders:read", tagged=True)
 async def stock_of_sku(sku: Id, database: Database) -> Stock:
     """Stock of one SKU."""
     row = await database.fetchrow(_OF_SKU, *_own(database), sku)

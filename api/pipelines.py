@@ -65,7 +65,7 @@ class PipelineView(BaseModel):
     tables: list[TableView]
 
 
-class Position(BaseModel):
+class ConsumerPosition(BaseModel):
     """Where a consumer stands in a partition: every offset below `next_offset` has taken its effect."""
 
     consumer: str = Field(examples=["fraud-sink"])
@@ -114,7 +114,7 @@ async def pipelines() -> list[PipelineView]:
 @router.get(
     "/pipelines/{name}/positions", scope="ops:read", summary="Where each consumer of a pipeline stands"
 )
-async def positions(name: str, database: Database) -> list[Position]:
+async def positions(name: str, database: Database) -> list[ConsumerPosition]:
     if name not in PIPELINES.by_name:
         raise Problem(
             404,
@@ -128,7 +128,7 @@ async def positions(name: str, database: Database) -> list[Position]:
         " WHERE consumer = ANY($1) ORDER BY consumer, topic, partition",
         consumers,
     )
-    return [Position(**row) for row in found]
+    return [ConsumerPosition(**row) for row in found]
 
 
 _LETTER = (
@@ -199,6 +199,7 @@ async def dead_letters(
 @router.get(
     "/dead-letters/{topic}/{partition}/{offset}",
     scope="ops:read",
+    tagged=True,
     summary="The dead letters of one record, with its bytes",
 )
 async def dead_letters_of_record(

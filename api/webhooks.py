@@ -49,7 +49,7 @@ class MissedPage(BaseModel):
 
 
 @router.get("/{endpoint_id}/events", scope=RECEIVER_SCOPE)
-async def events(
+async def missed_events(
     endpoint_id: str,
     database: Database,
     after: Annotated[int, Query(ge=0, description="The last cursor that was seen; 0 for the beginning.")] = 0,

@@ -80,6 +80,7 @@ def create_app(settings: Settings) -> FastAPI:
         description=DESCRIPTION,
         lifespan=lifespan,
         telemetry=telemetry.FRAMEWORKS_OWN,
+        generate_unique_id_function=web.operation_id,
     )
     app.state.settings = settings
     for router in web.routers(f"connectors.{pipeline.name}.http" for pipeline in PIPELINES):

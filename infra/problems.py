@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -83,11 +84,19 @@ class Problem(HTTPException):
     def response(self, instance: str | None = None) -> Response:
         """The document as an answer."""
         return Response(
-            orjson.dumps(self.document(instance)),
+            _encoded(self.document(instance)),
             self.status_code,
             dict(self.headers) if self.headers else None,
             MEDIA_TYPE,
         )
+
+
+def _encoded(document: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(document)
+    except TypeError:
+        # Words of a client are repeated in it, and JSON can hold halves of a character: "\ud800".
+        return json.dumps(document).encode()
 
 
 def install(app: FastAPI) -> None:

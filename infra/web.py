@@ -95,6 +95,11 @@ def include(app: FastAPI, router: APIRouter) -> None:
             raise TypeError(f"{route!r} cannot be included; make it a route of a SecuredRouter")
 
 
+def operation_id(route: APIRoute) -> str:
+    """What generated clients call a route's function: as it is called here. FastAPI warns of two alike."""
+    return route.name
+
+
 def run(app: FastAPI, url: str, drain_s: float) -> None:
     """Serve `app` at the host and port of `url` until SIGTERM or SIGINT, by TLS where the settings say so.
 

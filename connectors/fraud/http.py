@@ -188,7 +188,9 @@ async def submit(
     return _answer(outcome, wanted.applied)
 
 
-@router.get("/{event_id:path}/decision", scope="fraud:write", response_model=Decision, responses=_LATER)
+@router.get(
+    "/{event_id:path}/decision", scope="fraud:write", tagged=True, response_model=Decision, responses=_LATER
+)
 async def decision(event_id: str, deciding: Deciding, sender: Sender) -> Response:
     """The decision on a transaction that was submitted here: 200, or 202 while there is none yet.
 

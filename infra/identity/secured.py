@@ -19,6 +19,7 @@ from fastapi.routing import APIRoute, iter_route_contexts
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
+from infra import entity_tags
 from infra.hardening import admit
 from infra.identity.authenticator import Authenticator
 from infra.identity.principal import Principal
@@ -106,23 +107,33 @@ class SecuredRoute(APIRoute):
         if needed is None:
             raise Unsecured(f"{self.path} declares no scope; give its route scope=")
 
+        is_tagged = (self.openapi_extra or {}).get(entity_tags.DECLARED, False)
+
         async def secured(request: Request) -> Response:
             await authorise(request, needed)
-            return await handle(request)
+            answer = await handle(request)
+            return entity_tags.tagged(request, answer) if is_tagged else answer
 
         return secured
 
 
 class SecuredRouter(APIRouter):
-    """A router whose routes declare `scope=`, one of `schemas.roles.SCOPES`."""
+    """A router whose routes declare `scope=`, one of `schemas.roles.SCOPES`.
+
+    `tagged=True` gives the answers of a single resource their entity tags.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(route_class=SecuredRoute, **options)
 
-    def get(self, path: str, *, scope: Needed, **options: Any) -> Callable[[Handler], Handler]:  # type: ignore[override]
+    def get(  # type: ignore[override]
+        self, path: str, *, scope: Needed, tagged: bool = False, **options: Any
+    ) -> Callable[[Handler], Handler]:
+        if tagged:
+            options["openapi_extra"] = {**options.get("openapi_extra", {}), **entity_tags.DOCUMENTED}
         return self._route("GET", path, scope, options)
 
-    def post(self, path: str, *, scope: str, **options: Any) -> Callable[[Handler], Handler]:  # type: ignore[override]
+    def post(self, path: str, *, scope: Needed, **options: Any) -> Callable[[Handler], Handler]:  # type: ignore[override]
         return self._route("POST", path, scope, options)
 
     def put(self, path: str, *, scope: str, **options: Any) -> Callable[[Handler], Handler]:  # type: ignore[override]

@@ -255,7 +255,7 @@ def routes(
     for route in declared(app):
         path = route.path.replace(":path", "")
         if path in PUBLIC or isinstance(route.scope, OneOf) or path.startswith(CONSOLE):
-            # Those by topic have a matrix of their own, tests/authorisation/listening.py.
+            # Live events and GraphQL have matrices of their own: listening.py and graph.py beside this.
             continue
         if path in (elsewhere or ()):
             continue
@@ -297,7 +297,7 @@ def check_reading(
         if only and path != only:
             continue
         for ask in tried[path]:
-            cells += _refuses(client.get(_filled(path, ask, OWNERS[0]), params=ask.query), 401, path)
+            cells += refuses(client.get(_filled(path, ask, OWNERS[0]), params=ask.query), 401, path)
             for asker in (*askers, *RECEIVERS):
                 targets = OWNERS if ask.values and scope in asker.scopes else OWNERS[:1]
                 for target in targets:
@@ -315,22 +315,18 @@ def _read(client: TestClient, path: str, scope: str, ask: Ask, asker: Asker, tar
     answer = client.get(_filled(path, ask, owner), params=ask.query, headers=asker.headers)
     cell = f"{asker}: GET {path} {dict(ask.query)} of {owner}"
     if scope not in asker.scopes:
-        _refuses(answer, 403, cell)
+        refuses(answer, 403, cell)
         return
     foreign = next(t for t in TENANTS if t != asker.tenant)
     named = client.get(
         _filled(path, ask, owner), params={**ask.query, "tenant": foreign}, headers=asker.headers
     )
-    _refuses(named, 403, f"{cell}, naming the tenant {foreign}")
+    refuses(named, 403, f"{cell}, naming the tenant {foreign}")
     if not ask.tenants:
         if answer.status_code != 200:
             raise Failed(f"{cell}: {answer.status_code} {answer.text[:300]}")
         return
-    if ask.nobodys:
-        may_see = set() if asker.limited else {Owner(asker.tenant, NOBODYS)}
-    else:
-        may_see = {o for o in OWNERS if asker.sees(o)}
-    wanted = may_see if ask.values is None else may_see & {owner}
+    wanted = seen_by(asker, ask, owner)
     if answer.status_code == 404 and not wanted:
         return  # whose words may repeat what was asked for
     found = owners_in(answer.text)
@@ -339,6 +335,15 @@ def _read(client: TestClient, path: str, scope: str, ask: Ask, asker: Asker, tar
             f"{cell}: {answer.status_code} with rows of {sorted(map(str, found))}"
             f" instead of {sorted(map(str, wanted))}"
         )
+
+
+def seen_by(asker: Asker, ask: Ask, owner: Owner) -> set[Owner]:
+    """Whose rows must come of what is asked about `owner`."""
+    if ask.nobodys:
+        may_see = set() if asker.limited else {Owner(asker.tenant, NOBODYS)}
+    else:
+        may_see = {o for o in OWNERS if asker.sees(o)}
+    return may_see if ask.values is None else may_see & {owner}
 
 
 def check_writing(
@@ -350,7 +355,7 @@ def check_writing(
         if only and path != only:
             continue
         send = SENT[path]
-        cells += _refuses(client.post(send.path(OWNERS[0]), **send.request(OWNERS[0], None)), 401, path)
+        cells += refuses(client.post(send.path(OWNERS[0]), **send.request(OWNERS[0], None)), 401, path)
         for asker in (*askers, *RECEIVERS):
             allowed = scope in asker.scopes
             for target in OWNERS if allowed else OWNERS[:1]:
@@ -378,7 +383,7 @@ def _write(
     # An object's id alone is no tenant's: acme may have a merchant that is called umbra.o1.
     spoken_for = not asker.limited or (not send.nobodys and str(target) in _ids(asker))
     if not allowed or tenant not in (None, asker.tenant) or not spoken_for:
-        _refuses(answer, 403, cell)
+        refuses(answer, 403, cell)
         if sent.events:
             raise Failed(f"{cell}: an event was sent all the same")
         return
@@ -392,7 +397,8 @@ def _ids(asker: Asker) -> set[str]:
     return {f"{asker.tenant}.{o}" for o in SEEN[asker.seen] or ()}
 
 
-def _refuses(answer: Response, status: int, cell: str) -> int:
+def refuses(answer: Response, status: int, cell: str) -> int:
+    """1 where the answer is a problem document of this status that tells of nobody. Raises `Failed`."""
     if answer.status_code != status:
         raise Failed(f"{cell}: {answer.status_code} instead of {status}: {answer.text[:300]}")
     if answer.headers["content-type"] != "application/problem+json":

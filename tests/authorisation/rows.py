@@ -119,7 +119,7 @@ def fill(settings: Settings, connection: Connection) -> None:
     for n, owner in enumerate(OWNERS):
         digest = store.put(f"picture of {owner}".encode()).digest
         for topic, event in events(owner, digest):
-            _insert(connection, topic, event, n)
+            insert(connection, topic, event, n)
     for owner in OWNERS:
         connection.execute(
             "INSERT INTO outward_endpoints (endpoint_id, kind, tenant, merchant_id, target, decisions,"
@@ -141,7 +141,7 @@ def fill(settings: Settings, connection: Connection) -> None:
             "sku": f"{owner}-sku",
             "input_id": f"{owner}-input",
         }
-        _insert(connection, STOCK_RESULTS, stock, n)
+        insert(connection, STOCK_RESULTS, stock, n)
         connection.execute(
             'INSERT INTO dead_letters (consumer, topic, partition, "offset", pipeline, tenant, error_class,'
             " error, append_time)"
@@ -150,7 +150,7 @@ def fill(settings: Settings, connection: Connection) -> None:
         )
 
 
-def _insert(connection: Connection, topic: Topic, event: dict[str, Any], offset: int) -> None:
+def insert(connection: Connection, topic: Topic, event: dict[str, Any], offset: int) -> None:
     """The rows that the sink would make of an event."""
     for pipeline in PIPELINES:
         for mapping in importlib.import_module(f"sinks.{pipeline.name}").ROWS:

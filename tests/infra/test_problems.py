@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -154,3 +155,9 @@ def test_the_description_documents_problems(client: TestClient) -> None:
     schemas = schema["components"]["schemas"]
     assert {"ProblemDocument", "FieldProblem"} <= schemas.keys()
     assert "HTTPValidationError" not in schemas
+
+
+def test_half_a_character_of_a_client_can_be_repeated() -> None:
+    """JSON can hold half of a surrogate pair, which UTF-8 cannot: an answer about it is JSON all the same."""
+    answer = Problem(422, "Invalid request", "\ud800 is no number", field="n").response("/x")
+    assert json.loads(answer.body)["detail"] == "\ud800 is no number"
