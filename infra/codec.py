@@ -24,7 +24,9 @@ from schemas.platform import TICK
 Event = dict[str, Any]
 
 MAGIC = 0
-_HEADER = struct.Struct(">bI")
+_HEADER = struct.Struct(">bi")
+"""Magic byte and schema id. It is signed, as Java's clients read it and dead letters keep it: no registry has
+one below 0, but anybody's bytes may name it."""
 HEADER_BYTES = _HEADER.size
 """A zero byte and the schema id, before the event's own bytes (Confluent's wire format)."""
 _UNKNOWN_ID_SECONDS = 30.0
@@ -78,7 +80,7 @@ def without_logical_types(schema: Any) -> Any:
 
 def schema_id_of(value: bytes) -> int:
     """The schema id that a record value names; meaningless where it is not in the wire format."""
-    return int.from_bytes(value[1:HEADER_BYTES], "big")
+    return int.from_bytes(value[1:HEADER_BYTES], "big", signed=True)
 
 
 def full_name(schema: dict[str, Any]) -> str:

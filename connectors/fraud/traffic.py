@@ -45,7 +45,7 @@ RHYTHM = (
 COUNTRIES = (("IE", "EUR"), ("DE", "EUR"), ("FR", "EUR"), ("ES", "EUR"), ("GB", "GBP"), ("US", "USD"))
 EVERYDAY_MCCS = ("5411", "5541", "5812", "5814", "5912", "5311", "4111", "5732", "5651")
 RISKY_MCCS = ("4829", "6051", "7995", "5732", "5944")
-UNKNOWN_SCHEMA_ID = 2_000_000_000
+UNKNOWN_SCHEMA_ID = 3_000_000_000
 
 
 @dataclass(slots=True, frozen=True)

@@ -26,7 +26,7 @@ LATE = 0.03
 ORDER_ID_TAKEN = 0.005
 POISON_EVERY = 150
 """Steps. Counted, not drawn: the shortest demo shall meet some."""
-UNKNOWN_SCHEMA_ID = 2_000_000_000
+UNKNOWN_SCHEMA_ID = 3_000_000_000
 
 
 def steps(rng: Random, now_ms: Callable[[], int]) -> Iterator[Step]:

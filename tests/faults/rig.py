@@ -218,8 +218,13 @@ class Traffic:
         value = self.codec.encode(self.topic, event)
         common = {name: event[name] for name in ("event_id", "tenant", "occurred_at")}
         foreign = self.codec.encode(self.topic.dlq, LETTER | common)
+        unknown = rng.randrange(1 << 30, 1 << 32).to_bytes(4, "big")
         return rng.choice(
-            (rng.randbytes(rng.randrange(0, 60)), b"\0" + (1 << 30).to_bytes(4, "big") + value[5:], foreign)
+            (
+                rng.randbytes(rng.randrange(0, 60)),
+                b"\0" + unknown + value[5:],
+                foreign,
+            )
         )
 
     def _send(self) -> None:

@@ -169,7 +169,7 @@ def test_a_bad_record_becomes_a_dead_letter_and_its_neighbours_are_answered(
     poison = [
         random.Random(1).randbytes(1000),
         b"",
-        b"\0\0\xff\xff\xff" + good[5:],
+        b"\0\xff\xff\xff\xff" + good[5:],
         good + b"!",
         good[:-1],
         codec.encode(
