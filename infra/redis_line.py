@@ -46,7 +46,9 @@ class Line(asyncio.Protocol):
         if "path" in told:
             await loop.create_unix_connection(lambda: line, told["path"])
         else:
-            tls = ssl.create_default_context() if told.get("connection_class") is SSLConnection else None
+            tls = None
+            if told.get("connection_class") is SSLConnection:
+                tls = ssl.create_default_context(cafile=told.get("ssl_ca_certs"))
             at = told.get("host", "localhost"), told.get("port", PORT)
             await loop.create_connection(lambda: line, *at, ssl=tls)
         first: list[Command] = []
@@ -76,7 +78,7 @@ class Line(asyncio.Protocol):
         self._waiting.extend((answer, now) for answer in answers)
         if self._watch is None:
             self._watch = self._loop.call_later(self._answer_s, self._look)
-        self._transport.write(b"".join([hiredis.pack_command(tuple(command)) for command in commands]))
+        self._transport.write(b"".join(map(_packed, commands)))
         if len(answers) == 1:
             return [await answers[0]]
         return await asyncio.gather(*answers)
@@ -130,6 +132,11 @@ class Line(asyncio.Protocol):
             waiting, _ = self._waiting.popleft()
             if not waiting.done():
                 waiting.set_exception(error)
+
+
+def _packed(command: Command) -> bytes:
+    words: Any = tuple(command)
+    return hiredis.pack_command(words)
 
 
 def _refusal(text: str) -> ResponseError:
