@@ -76,7 +76,7 @@ class Line(asyncio.Protocol):
         self._waiting.extend((answer, now) for answer in answers)
         if self._watch is None:
             self._watch = self._loop.call_later(self._answer_s, self._look)
-        self._transport.write(b"".join([hiredis.pack_command(tuple(command)) for command in commands]))
+        self._transport.write(b"".join([_packed(command) for command in commands]))
         if len(answers) == 1:
             return [await answers[0]]
         return await asyncio.gather(*answers)
@@ -130,6 +130,11 @@ class Line(asyncio.Protocol):
             waiting, _ = self._waiting.popleft()
             if not waiting.done():
                 waiting.set_exception(error)
+
+
+def _packed(command: Command) -> bytes:
+    packed: bytes = hiredis.pack_command(tuple(command))  # type: ignore[arg-type]  # its stub has one word
+    return packed
 
 
 def _refusal(text: str) -> ResponseError:

@@ -175,9 +175,7 @@ def test_up_on_running_services_is_done_at_once(services: Settings) -> None:
         (["replay", "list"], "the database does not answer"),
     ],
 )
-def test_commands_say_what_is_wrong(
-    environ: dict[str, str], arguments: list[str], sentence: str
-) -> None:
+def test_commands_say_what_is_wrong(environ: dict[str, str], arguments: list[str], sentence: str) -> None:
     """What cannot be meant, or a database that is away, is said in a sentence and without a traceback."""
     done = millrace({**environ, "COLUMNS": "200"}, *arguments)
     assert done.returncode != 0 and "Traceback" not in done.stderr
