@@ -104,14 +104,17 @@ class Found:
     """p95 in milliseconds."""
     cores: dict[str, float]
     seconds: float
+    api_seconds: float
+    """Processor time of the API from the first measured second on, until the last answer was there."""
+    answered: int
+    """How many were answered 200 in that time."""
     idle: dict[str, dict[str, Any]] | None = None
     appended: int = 0
 
     @property
     def api_us(self) -> float:
         """Processor time of the API for each answer 200, in microseconds."""
-        busy = sum(cores for name, cores in self.cores.items() if name.startswith("api"))
-        return round(busy * self.seconds / max(1, self.statuses.get(200, 0)) * 1e6, 1)
+        return round(self.api_seconds / max(1, self.answered) * 1e6, 1)
 
     @property
     def errors(self) -> int:
@@ -209,6 +212,7 @@ class Reads:
             cores = {n: round((u.look() - before[n]) / seconds, 3) for n, u in usages.items()}
             if client.wait(PATIENCE_SECONDS + END_SECONDS):
                 raise SubjectFailed(f"the client ended with code {client.returncode}; its words are above")
+            api_s = sum(usages[name].look() - before[name] for name in self.apis)
             if sampler is not None:
                 sampler.show()
             time.sleep(1.0 if idle else 0.0)  # until the last record was heard
@@ -216,7 +220,9 @@ class Reads:
             running.require()
         answers = Answers.load(folder)
         kinds = None if waiting is None else json.loads(waiting.read_text())
-        return self._reckon(name, rate, drawn, answers, warm, begin_ns, cores, seconds, kinds, appended)
+        return self._reckon(
+            name, rate, drawn, answers, warm, begin_ns, cores, seconds, api_s, kinds, appended
+        )
 
     def _beside_it(self, until_ns: int, idle: bool) -> int:
         """Wait until then; meanwhile append a record now and again for those who listen. Returns how many."""
@@ -262,6 +268,7 @@ class Reads:
         begin_ns: int,
         cores: dict[str, float],
         seconds: float,
+        api_s: float,
         idle: dict[str, dict[str, Any]] | None,
         appended: int,
     ) -> Found:
@@ -296,6 +303,8 @@ class Reads:
             },
             cores=cores,
             seconds=seconds,
+            api_seconds=round(api_s, 3),
+            answered=int(np.count_nonzero((answers.status == 200) & (answers.at_ns >= due[warm]))),
             idle=idle,
             appended=appended,
         )

@@ -78,7 +78,7 @@ class Line(asyncio.Protocol):
         self._waiting.extend((answer, now) for answer in answers)
         if self._watch is None:
             self._watch = self._loop.call_later(self._answer_s, self._look)
-        self._transport.write(b"".join(map(_packed, commands)))
+        self._transport.write(b"".join([_packed(command) for command in commands]))
         if len(answers) == 1:
             return [await answers[0]]
         return await asyncio.gather(*answers)
@@ -135,8 +135,8 @@ class Line(asyncio.Protocol):
 
 
 def _packed(command: Command) -> bytes:
-    words: Any = tuple(command)
-    return hiredis.pack_command(words)
+    packed: bytes = hiredis.pack_command(tuple(command))  # type: ignore[arg-type]  # its stub has one word
+    return packed
 
 
 def _refusal(text: str) -> ResponseError:
