@@ -16,7 +16,10 @@ class MomentError(ValueError):
 def moment(text: str, now: datetime | None = None) -> datetime:
     """`90m`, `2h`, `7d` (ago), or an ISO date or time, UTC unless it says otherwise. Raises `MomentError`."""
     if ago := _AGO.fullmatch(text.strip()):
-        return (now or datetime.now(UTC)) - timedelta(**{_UNIT[ago[2]]: int(ago[1])})
+        try:
+            return (now or datetime.now(UTC)) - timedelta(**{_UNIT[ago[2]]: int(ago[1])})
+        except OverflowError:
+            raise MomentError(f"{text!r} is before all times; write 2h, 7d or 2026-03-01") from None
     try:
         at = datetime.fromisoformat(text)
     except ValueError:

@@ -215,7 +215,10 @@ def _document(app: FastAPI) -> None:
             for operation in operations.values():
                 responses = operation.setdefault("responses", {})
                 responses.pop("422", None)
-                responses["4XX"] = responses["5XX"] = answer
+                for status in ("4XX", "5XX"):
+                    # Beside what a standard wants of single routes, as RFC 6749 of logins.
+                    own = responses.get(status, {}).get("content", {})
+                    responses[status] = {**answer, "content": {**own, **answer["content"]}}
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]

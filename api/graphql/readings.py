@@ -29,7 +29,7 @@ from infra.identity import secured
 QUERY = "Query"
 AT_ONCE = 4
 """Readings of one request that are under way at the same time: others want connections, too."""
-UNPAGED_ROWS = 50
+UNPAGED_ROWS = 20
 """What a list without pages is taken to have."""
 
 Handler = Callable[..., Awaitable[Any]]

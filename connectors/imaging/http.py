@@ -145,9 +145,20 @@ _STOW_BODY = {
         },
     }
 }
+_STORED: dict[int | str, dict[str, Any]] = {
+    200: {"description": "All are stored.", "content": {DICOM_JSON: {"schema": {"type": "object"}}}},
+    202: {"description": "Some are stored.", "content": {DICOM_JSON: {"schema": {"type": "object"}}}},
+    409: {"description": "None is stored.", "content": {DICOM_JSON: {"schema": {"type": "object"}}}},
+}
 
 
-@router.post("/dicomweb/studies", scope="imaging:write", openapi_extra=_STOW_BODY, response_class=Response)
+@router.post(
+    "/dicomweb/studies",
+    scope="imaging:write",
+    openapi_extra=_STOW_BODY,
+    response_class=Response,
+    responses=_STORED,
+)
 async def store_instances(
     request: Request, out: Out, store: Store, tenant: Tenant, client_id: ClientId = ""
 ) -> Response:
@@ -164,6 +175,7 @@ async def store_instances(
     scope="imaging:write",
     openapi_extra=_STOW_BODY,
     response_class=Response,
+    responses=_STORED,
 )
 async def store_instances_of_study(
     request: Request,

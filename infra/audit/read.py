@@ -8,6 +8,7 @@ from typing import Any
 
 from psycopg.rows import class_row
 
+from infra.moments import moment
 from infra.postgres import Connection
 
 
@@ -58,15 +59,20 @@ _ENTRIES = (
     " AND (%(since)s::timestamptz IS NULL OR at >= %(since)s)"
     " AND (%(until)s::timestamptz IS NULL OR at < %(until)s)"
     " AND (%(own)s OR NOT starts_with(action, 'audit.'))"
-    " AND (%(after)s = '' OR (at, entries.chain::text, sequence) <"
-    "  (split_part(%(after)s, '/', 1)::timestamptz, split_part(%(after)s, '/', 2),"
-    "   split_part(%(after)s, '/', 3)::bigint))"
+    " AND (%(place_at)s::timestamptz IS NULL OR (at, entries.chain::text, sequence) <"
+    "  (%(place_at)s::timestamptz, %(place_chain)s::text, %(place_sequence)s::bigint))"
     " ORDER BY at DESC, entries.chain::text DESC, sequence DESC LIMIT %(limit)s"
 )
 
 
 def entries(connection: Connection, wanted: Wanted, limit: int, after: str = "") -> list[Told]:
-    """The newest entries that meet the conditions, or those after the `place` of one."""
-    values = {name: getattr(wanted, name) for name in wanted.__slots__}
+    """The newest entries that meet the conditions, or those after the `place` of one.
+
+    Raises `MomentError` where that place has no time.
+    """
+    values: dict[str, Any] = {name: getattr(wanted, name) for name in wanted.__slots__}
+    # Read here: whatever looks like a time, Postgres may still refuse.
+    at, chain, sequence = after.split("/") if after else ("", "", "0")
+    values |= {"place_at": moment(at) if at else None, "place_chain": chain, "place_sequence": int(sequence)}
     with connection.cursor(row_factory=class_row(Told)) as cursor:
-        return cursor.execute(_ENTRIES, {**values, "after": after, "limit": limit}).fetchall()
+        return cursor.execute(_ENTRIES, {**values, "limit": limit}).fetchall()

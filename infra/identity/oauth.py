@@ -143,10 +143,23 @@ _REVOKED = {
         },
     }
 }
+_ERROR = {
+    "application/json": {
+        "schema": {
+            "type": "object",
+            "required": ["error", "error_description"],
+            "properties": {"error": {"type": "string"}, "error_description": {"type": "string"}},
+        }
+    }
+}
+_REFUSED: dict[int | str, dict[str, Any]] = {"4XX": {"content": _ERROR}, "5XX": {"content": _ERROR}}
 
 
 @router.post(
-    "/v1/oauth/token", openapi_extra=_BODY, response_class=Response, responses={200: {"model": TokenAnswer}}
+    "/v1/oauth/token",
+    openapi_extra=_BODY,
+    response_class=Response,
+    responses={200: {"model": TokenAnswer}, **_REFUSED},
 )
 async def token(request: Request) -> Response:
     """Log in, or refresh a login. Errors are those of RFC 6749, 5.2."""
@@ -160,7 +173,7 @@ async def token(request: Request) -> Response:
     return Response(orjson.dumps(answer), headers=NO_STORE, media_type="application/json")
 
 
-@router.post("/v1/oauth/revoke", openapi_extra=_REVOKED, response_class=Response)
+@router.post("/v1/oauth/revoke", openapi_extra=_REVOKED, response_class=Response, responses=_REFUSED)
 async def revoke(request: Request) -> Response:
     """End the login that a refresh token follows from (RFC 7009). One that is not known is ended already."""
     logins: Logins = request.app.state.logins

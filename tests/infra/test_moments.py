@@ -19,6 +19,8 @@ def test_times_are_read_as_people_write_them() -> None:
     assert moment("2026-02-01T12:00:00+02:00", NOW) == datetime(2026, 2, 1, 10, tzinfo=UTC)
     with pytest.raises(MomentError, match="is no time; write 2h"):
         moment("yesterday", NOW)
+    with pytest.raises(MomentError, match="is before all times"):
+        moment(f"{10**12}d", NOW)
 
 
 def test_a_whole_number_is_an_offset() -> None:
