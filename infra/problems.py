@@ -196,7 +196,7 @@ class _UnexpectedErrors:
 def _document(app: FastAPI) -> None:
     """Replace FastAPI's own error schema in the OpenAPI description by the problem document."""
     generate = app.openapi
-    answer = {
+    answer: dict[str, Any] = {
         "description": "Problem document (RFC 9457)",
         "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}},
     }
