@@ -35,7 +35,6 @@ def client(database: Settings, ledger: Ledger) -> Iterator[httpx.Client]:
             stages={"dear": {"stage": "canary", "share": 0.5, "cap": 0.01}, "quiet": {"stage": "shadow"}},
         )
         number = versions.publish(connection, "fraud", "rules", body, "tests")
-    database.ledger_heads.unlink(missing_ok=True)  # of a ledger that is no more
     ledger.heads = open_heads(database)
     ledger.send([event(n, number) for n in range(130)])
     ledger.store()

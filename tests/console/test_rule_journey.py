@@ -158,9 +158,9 @@ def test_a_rule_goes_from_text_to_active_and_back(console: Settings, codec: Code
         is_seen(ann, "c0", "Nothing spoke against it.")
         ann.get_by_role("link", name="Prove it").click()
         signed = ann.get_by_text("It is what was written.")
-        end = time.monotonic() + 30
+        end = time.monotonic() + 60
         while not signed.is_visible():  # heads are signed every ten seconds
-            assert time.monotonic() < end
+            assert time.monotonic() < end, ann.locator("section[aria-labelledby=proof]").inner_text()
             ann.get_by_role("link", name="Prove it").click()
             time.sleep(1)
         assert findings(ann, console) == []

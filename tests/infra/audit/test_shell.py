@@ -95,7 +95,8 @@ SHOWING = {
     "keys": {"list"},
     "ledger": set(),
     "lists": {"list", "show"},
-    "models": {"ensure"},  # which trains, and so tells, where a model is missing
+    # `ensure` trains, and so tells, where a model is missing; `evaluate fraud` writes its report alone.
+    "models": {"ensure", "fraud", "list"},
     "replay": {"diff", "list", "plan"},
     "rules": {"check", "list", "show", "words"},
     "secret": set(),

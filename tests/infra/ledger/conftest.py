@@ -125,6 +125,7 @@ class Ledger:
             )
             self.connection.execute("ALTER TABLE card_ledger ENABLE TRIGGER USER")
             self.connection.execute("ALTER TABLE ledger_erasures ENABLE ALWAYS TRIGGER append_only")
+        self.settings.ledger_heads.unlink(missing_ok=True)  # of a ledger that is no more
 
 
 @pytest.fixture
