@@ -6,6 +6,7 @@ Each action is the function of its command, `millrace dlq ...`.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -349,7 +350,7 @@ async def edited(request: Request, id: int, actor: Acting) -> Response:
             letter,
             [],
             whole=event,
-            read_as=int(read_as) if read_as else None,
+            read_as=_schema_id(read_as),
         )
         if whole.problem is not None:
             return whole, None, []
@@ -384,6 +385,12 @@ async def edited(request: Request, id: int, actor: Acting) -> Response:
     return site.to(f"/console/dead-letters/{id}?said=redriven")
 
 
+def _schema_id(text: str) -> int | None:
+    if not re.fullmatch(r"[0-9]{0,9}", text):
+        raise DlqError(f"read_as is {text[:20]!r}; give a schema's id, a whole number, or nothing")
+    return int(text) if text else None
+
+
 def _to_edit(console: site.Console, id_: int, read_as: str) -> tuple[Letter, Topic, edits.Content]:
     console.require(Part.REGISTRY)
     with console.database() as connection:
@@ -393,7 +400,7 @@ def _to_edit(console: site.Console, id_: int, read_as: str) -> tuple[Letter, Top
         raise DlqError(f"no pipeline declares topic {letter.topic}; it can only be discarded")
     if letter.status != OPEN:
         raise DlqError(f"it is {letter.status}, and only open letters can be edited")
-    return letter, topic, edits.read(console.codec, topic, letter.to_value, int(read_as) if read_as else None)
+    return letter, topic, edits.read(console.codec, topic, letter.to_value, _schema_id(read_as))
 
 
 def _refilled(topic: Topic, before: Mapping[str, Any], form: Mapping[str, str]) -> list[forms.Control]:

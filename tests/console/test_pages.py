@@ -128,6 +128,8 @@ def test_a_letter_is_found_corrected_tried_sent_and_its_row_seen(
     assert "at fault" in text(client.get(page)) and "-5" in text(client.get(page))
 
     form = {"f.event_id": "e1", "f.tenant": "default", "f.occurred_at": "1700000000001", "f.account": "a1"}
+    astray = client.post(f"{page}/edit", data={**form, "read_as": "3#x"})
+    assert astray.status_code < 500 and "give a schema" in text(astray, astray.status_code)
     wrong = client.post(f"{page}/edit", data={**form, "f.amount_minor": "five", "do": "save"})
     assert "'five' is no whole number" in text(wrong, 422)
     tried = text(client.post(f"{page}/edit", data={**form, "f.amount_minor": "50", "do": "test"}))
