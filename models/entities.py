@@ -14,14 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from models.boosted import BoostedTrees, Calibration
+from models.fraud import DAY_MS, HOUR_MS, at_weekend
 from models.too_little import TooLittleError
 from models.trees import Floats, Ints
 
 Bools = npt.NDArray[np.bool_]
 
-DAY_MS = 86_400_000
-HOUR_MS = 3_600_000
-EPOCH_WEEKDAY = 3  # 1970-01-01 was a Thursday; Monday is 0
 
 CUSTOMER_DAYS = (1, 3, 7, 14, 30, 90)
 RECENT_DAYS = (1, 3, 7, 14)
@@ -83,7 +81,7 @@ def features(occurred_at: Ints, amount_minor: Ints, windows: Mapping[str, Ints])
     found: dict[str, npt.NDArray[Any]] = {
         "amount_minor": amount_minor,
         "hour_of_day": in_day_ms // HOUR_MS,
-        "weekend": (days + EPOCH_WEEKDAY) % 7 >= 5,
+        "weekend": at_weekend(days),
         "usual_minor": usual,
         "usual_count": usual_count,
         "of_usual": of_usual(amount_minor),

@@ -80,11 +80,17 @@ def features(numbers: Mapping[str, Ints], texts: Mapping[str, pa.Array]) -> dict
         "amount_pct_of_mean_7d": np.where(some, of_mean, 100.0).astype(np.int64),
         "since_previous_s": np.where(since < 0, WINDOW_MAX_MS, since) // 1000,
         "hour_of_day": in_day_ms // HOUR_MS,
-        "weekend": ((days + EPOCH_WEEKDAY) % 7 >= 5).astype(np.int64),
+        "weekend": at_weekend(days).astype(np.int64),
         "foreign": _where(foreign).astype(np.int64),
         "online": _where(pc.equal(texts["channel"], "ONLINE")).astype(np.int64),
         **{name: numbers[name] for name in MORE_WINDOWS},
     }
+
+
+def at_weekend(days: Ints) -> npt.NDArray[np.bool_]:
+    """Which of these days since 1970-01-01 are a Saturday or a Sunday, UTC."""
+    found: npt.NDArray[np.bool_] = (days + EPOCH_WEEKDAY) % 7 >= 5
+    return found
 
 
 def matrix(found: Mapping[str, Ints], names: Sequence[str] = FEATURES) -> Floats:

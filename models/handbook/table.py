@@ -13,14 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from models.fraud import DAY_MS, HOUR_MS, at_weekend
 from models.handbook.metrics import Metrics
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-DAY_MS = 86_400_000
-HOUR_MS = 3_600_000
-EPOCH_WEEKDAY = 3  # 1970-01-01 was a Thursday; Monday is 0
 NIGHT_UNTIL = 6
 """Night is from midnight to the end of this hour."""
 DAYS = (1, 7, 30)
@@ -43,7 +41,7 @@ def features(occurred_at: Ints, amount_minor: Ints, windows: Mapping[str, Ints])
     days, in_day_ms = np.divmod(occurred_at, DAY_MS)
     found: dict[str, npt.NDArray[Any]] = {
         "amount": amount_minor / 100.0,
-        "during_weekend": (days + EPOCH_WEEKDAY) % 7 >= 5,
+        "during_weekend": at_weekend(days),
         "during_night": in_day_ms // HOUR_MS <= NIGHT_UNTIL,
     }
     for n in DAYS:
